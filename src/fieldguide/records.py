@@ -1,0 +1,85 @@
+"""The small frozen records that pass between the stages."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+SPLITS = ("train", "val", "test")
+
+
+@dataclass(frozen=True)
+class Turn:
+    """One turn of a conversation about a picture."""
+
+    role: str  # "user" or "assistant"
+    text: str
+
+
+@dataclass(frozen=True)
+class Example:
+    """One picture and what is known about it: one row of `examples.parquet`."""
+
+    id: str  # unique in its data set
+    image: str  # path, relative to the data set folder (absolute only across drives)
+    sha256: str = ""  # of the file's bytes
+    width: int = 0  # pixels after the EXIF turn
+    height: int = 0
+    phash: str = ""  # 64-bit perceptual hash, 16 hex digits
+    label: str = ""
+    labels: tuple[str, ...] = ()
+    text: str = ""
+    captions: tuple[str, ...] = ()
+    messages: tuple[Turn, ...] = ()
+    group: str = ""  # pictures of one group always share a split
+    split: str = ""  # one of SPLITS
+    fold: int = -1  # 0..K-1 when folds were asked for
+    source: str = ""
+    licence: str = ""
+    meta: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Note:
+    """What the owner knows about one label."""
+
+    label: str
+    scientific_name: str = ""
+    synonyms: tuple[str, ...] = ()
+    field_marks: tuple[str, ...] = ()
+    look_alikes: tuple[str, ...] = ()
+    how_to_tell_apart: str = ""
+    description: str = ""
+
+
+@dataclass(frozen=True)
+class Problem:
+    """Something about one input file or row that the user should know."""
+
+    file: str
+    reason: str
+    done: str  # what was done about it: "left out", "kept", "moved to train" …
+    kind: str = ""  # short machine name: "unreadable", "duplicate", "near_duplicate", "conflict", …
+    other: str = ""  # the other file, for pairs
+
+
+@dataclass(frozen=True)
+class LabelScore:
+    """A label and how likely it is."""
+
+    label: str
+    probability: float  # in [0, 1]; over all labels they sum to 1
+    log_score: float = 0.0  # uncalibrated log-probability over the label trie
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a guide says about one picture."""
+
+    image: str
+    label: str = ""  # "" when there is an error
+    probability: float = 0.0
+    scores: tuple[LabelScore, ...] = ()  # best first
+    text: str = ""  # the sentence that says why
+    error: str = ""  # why the picture could not be answered

@@ -1,0 +1,215 @@
+"""Settings: one small frozen dataclass a stage, together a recipe that a TOML file can hold.
+
+Unknown keys and impossible values are refused, all faults in one message. Nothing derived is stored:
+a value that follows from another is a property.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from fieldguide.errors import SettingsError
+
+
+@dataclass(frozen=True)
+class ImportSettings:
+    """How pictures and text become a data set folder."""
+
+    val: float = 0.1  # share of groups for validation
+    test: float = 0.2  # share of groups for testing
+    folds: int = 0  # K > 1 also numbers K cross-validation folds
+    seed: int = 0  # another seed, another split
+    image_column: str = ""  # "" = found by name and content
+    label_column: str = ""
+    group_by: str = ""  # column (or "parent": the picture's folder) whose values stay on one side
+    label_pattern: str = ""  # regular expression with one group, for labels in file names
+    near_duplicate_distance: int = 6  # bits of 64 in which perceptual hashes may differ
+    burst_seconds: float = 3.0  # EXIF times closer than this, same camera: one group; 0 = off
+    copy: bool = False  # copy the pictures into the data set folder
+    max_pixels: int = 250_000_000  # larger pictures are drawn down while decoding, or refused
+
+    def faults(self) -> list[str]:
+        found = []
+        if not (0 <= self.val < 1 and 0 <= self.test < 1 and self.val + self.test < 1):
+            found.append(f"val={self.val} and test={self.test} must be shares that leave some for training")
+        if self.folds < 0 or self.folds == 1:
+            found.append(f"folds={self.folds} must be 0 (none) or at least 2")
+        if not 0 <= self.near_duplicate_distance <= 16:
+            found.append(f"near_duplicate_distance={self.near_duplicate_distance} must be 0 to 16 bits")
+        if self.burst_seconds < 0:
+            found.append(f"burst_seconds={self.burst_seconds} must not be negative")
+        return found
+
+
+@dataclass(frozen=True)
+class EmbedSettings:
+    """How frozen-encoder features are computed."""
+
+    encoder: str = "starter"
+    grid: int = 4  # features are pooled to grid × grid patches
+    batch_size: int = 16
+    runtime: str = "auto"  # auto, torch, onnxruntime, openvino
+
+    def faults(self) -> list[str]:
+        found = []
+        if not 1 <= self.grid <= 8:
+            found.append(f"grid={self.grid} must be 1 to 8")
+        if self.batch_size < 1:
+            found.append(f"batch_size={self.batch_size} must be at least 1")
+        if self.runtime not in ("auto", "torch", "onnxruntime", "openvino"):
+            found.append(f"runtime={self.runtime!r} must be auto, torch, onnxruntime or openvino")
+        return found
+
+
+@dataclass(frozen=True)
+class TrainSettings:
+    """How the projector and the LoRA adapter are trained."""
+
+    language_model: str = "starter"
+    warm_start: bool = True  # ridge regression; False = random projector
+    ridge: float = 3000.0  # ridge penalty, for standardised features
+    summary_tokens: int = 1  # visual tokens from the whole picture; 0 = none
+    patch_tokens: int = 0  # visual tokens from patches of the grid: 0 (none), 1, 4 or 16 for a 4 × 4 grid
+    lora_rank: int = 16
+    lora_alpha: int = 32
+    lora_dropout: float = 0.0
+    epochs: int = 3
+    batch_size: int = 16
+    accumulate: int = 1  # batches a step
+    learning_rate: float = 5e-4  # of the adapter
+    projector_learning_rate: float = 5e-4
+    weight_decay: float = 0.01
+    warmup: float = 0.1  # share of the steps
+    clip: float = 1.0  # largest gradient norm
+    explain_per_label: int = 4  # pictures a label and epoch that also train the reasons; 0 = labels only
+    patience: int = 2  # epochs without a better validation loss before stopping; 0 = never stop early
+    checkpoint_every: int = 50  # steps
+    keep: int = 2  # checkpoints kept
+    seed: int = 0
+
+    def faults(self) -> list[str]:
+        found = []
+        for name in ("epochs", "batch_size", "accumulate", "lora_rank", "checkpoint_every", "keep"):
+            if getattr(self, name) < 1:
+                found.append(f"{name}={getattr(self, name)} must be at least 1")
+        for name in ("learning_rate", "projector_learning_rate", "ridge", "clip"):
+            if not getattr(self, name) > 0:
+                found.append(f"{name}={getattr(self, name)} must be above 0")
+        if self.summary_tokens < 0 or self.patch_tokens < 0 or self.summary_tokens + self.patch_tokens == 0:
+            found.append("summary_tokens and patch_tokens must not be negative, nor both 0: the model would be blind")
+        if self.patch_tokens and int(self.patch_tokens**0.5) ** 2 != self.patch_tokens:
+            found.append(f"patch_tokens={self.patch_tokens} must be a square number")
+        if not 0 <= self.warmup < 1:
+            found.append(f"warmup={self.warmup} must be a share below 1")
+        if not 0 <= self.lora_dropout < 1:
+            found.append(f"lora_dropout={self.lora_dropout} must be a share below 1")
+        return found
+
+
+@dataclass(frozen=True)
+class AnswerSettings:
+    """How questions are asked and answered."""
+
+    question: str = "What is in this picture?"
+    why: str = "How can you tell?"
+    top_k: int = 5  # labels listed in an answer
+    batch_size: int = 16  # pictures at once
+    max_new_tokens: int = 96  # of the sentence that says why
+
+    def faults(self) -> list[str]:
+        found = []
+        for name in ("top_k", "batch_size", "max_new_tokens"):
+            if getattr(self, name) < 1:
+                found.append(f"{name}={getattr(self, name)} must be at least 1")
+        if not self.question.strip():
+            found.append("question must not be empty")
+        return found
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """The settings of all stages. TOML tables of the same names override single values."""
+
+    imports: ImportSettings = field(default_factory=ImportSettings)
+    embed: EmbedSettings = field(default_factory=EmbedSettings)
+    train: TrainSettings = field(default_factory=TrainSettings)
+    answer: AnswerSettings = field(default_factory=AnswerSettings)
+
+    def to_dict(self) -> dict[str, Any]:
+        return {_TABLE.get(f.name, f.name): dataclasses.asdict(getattr(self, f.name)) for f in dataclasses.fields(self)}
+
+    @classmethod
+    def from_dict(cls, tables: Mapping[str, Any], origin: str = "recipe") -> Recipe:
+        """Build a recipe from nested tables.
+
+        Raises:
+            SettingsError: listing every unknown key, wrong type and impossible value.
+        """
+        faults: list[str] = []
+        parts: dict[str, Any] = {}
+        known = {_TABLE.get(f.name, f.name): f for f in dataclasses.fields(cls)}
+        for table in tables:
+            if table not in known:
+                faults.append(f"unknown table [{table}] (known: {', '.join(known)})")
+        for table, f in known.items():
+            values = tables.get(table, {})
+            if not isinstance(values, Mapping):
+                faults.append(f"[{table}] must be a table")
+                continue
+            factory: Any = f.default_factory
+            part, wrong = _fill(factory(), values)
+            faults += [f"[{table}] {fault}" for fault in wrong]
+            parts[f.name] = part
+        if faults:
+            raise SettingsError(f"{origin}: " + "; ".join(faults), "see docs/recipes.md for every setting")
+        return cls(**parts)
+
+
+# `import` is a word of the language, so the field is called `imports`; the TOML table is [import].
+_TABLE = {"imports": "import"}
+
+
+def _fill(default: Any, values: Mapping[str, Any]) -> tuple[Any, list[str]]:
+    faults, accepted = [], {}
+    types = {f.name: type(getattr(default, f.name)) for f in dataclasses.fields(default)}
+    for key, value in values.items():
+        if key not in types:
+            faults.append(f"unknown setting {key!r} (known: {', '.join(types)})")
+        elif types[key] is float and type(value) is int:
+            accepted[key] = float(value)
+        elif type(value) is not types[key]:
+            faults.append(f"{key}={value!r} must be {types[key].__name__}")
+        else:
+            accepted[key] = value
+    part = dataclasses.replace(default, **accepted)
+    return part, faults + part.faults()
+
+
+def load_recipe(path: Path | str | None = None, overrides: Mapping[str, Mapping[str, Any]] | None = None) -> Recipe:
+    """Read a TOML recipe, if given, and lay single values over it.
+
+    Args:
+        path: the recipe file; None for the defaults.
+        overrides: {table: {setting: value}}; a value of None is "not given".
+
+    Raises:
+        SettingsError: when the file is missing, is not TOML, or holds wrong settings.
+    """
+    tables: dict[str, Any] = {}
+    if path is not None:
+        try:
+            tables = tomllib.loads(Path(path).read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            raise SettingsError(f"{path}: no such recipe file") from None
+        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+            raise SettingsError(f"{path}: not valid TOML ({error})") from error
+    for table, values in (overrides or {}).items():
+        given = {key: value for key, value in values.items() if value is not None}
+        if given:
+            tables[table] = {**tables.get(table, {}), **given}
+    return Recipe.from_dict(tables, str(path) if path is not None else "settings")
