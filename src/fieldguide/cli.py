@@ -29,8 +29,8 @@ ORDER = (
 )  # fmt: skip
 
 # Arguments and options that several commands share.
-DatasetFolder = Annotated[Path, typer.Argument(metavar="DATASET", help="Data set folder.", show_default=False)]
-GuideFolder = Annotated[Path, typer.Argument(metavar="GUIDE", help="Guide folder.", show_default=False)]
+DatasetFolder = Annotated[Path, typer.Argument(metavar="DATASET", help="A data set.", show_default=False)]
+GuideFolder = Annotated[Path, typer.Argument(metavar="GUIDE", help="A guide folder.", show_default=False)]
 RecipeFile = Annotated[Path | None, typer.Option("--recipe", "-r", metavar="TOML", help="A recipe file.")]
 Overrides = Annotated[
     list[str] | None,

@@ -23,7 +23,9 @@ from fieldguide.errors import FieldguideError
 
 def cache_dir() -> Path:
     """The user cache: `$FIELDGUIDE_CACHE`, else the platform's own place (`~/.cache/fieldguide`)."""
-    return Path(os.environ.get("FIELDGUIDE_CACHE") or platformdirs.user_cache_dir("fieldguide", appauthor=False))
+    return Path(
+        os.environ.get("FIELDGUIDE_CACHE") or platformdirs.user_cache_dir("fieldguide", appauthor=False)
+    )
 
 
 @contextmanager
@@ -48,7 +50,10 @@ def atomic_path(path: Path | str) -> Iterator[Path]:
 
 @contextmanager
 def atomic_folder(path: Path | str) -> Iterator[Path]:
-    """Yield a temporary folder beside `path`; on success it replaces `path` in one rename."""
+    """Yield a temporary folder beside `path`; on success it takes the place of `path`.
+
+    An older folder of that name is moved aside first and deleted last: the name never shows a mixture.
+    """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent))
@@ -60,8 +65,12 @@ def atomic_folder(path: Path | str) -> Iterator[Path]:
                 with open(file, "rb") as written:
                     os.fsync(written.fileno())
         if path.exists():
-            shutil.rmtree(path)
-        os.replace(temporary, path)
+            aside = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".old", dir=path.parent))
+            os.replace(path, aside / "old")
+            os.replace(temporary, path)
+            shutil.rmtree(aside)
+        else:
+            os.replace(temporary, path)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
@@ -110,6 +119,10 @@ def fingerprint(value: Any) -> str:
 
 
 def natural_key(text: str) -> list[tuple[int, int, str]]:
-    """Sort key that puts `img2` before `img10`."""
-    parts = re.split(r"(\d+)", text)
-    return [(0, int(part), "") if part.isdigit() and part.isascii() else (1, 0, part) for part in parts]
+    """Sort key that puts `img2` before `img10`; different texts have different keys."""
+    key = []
+    for place, part in enumerate(re.split(r"([0-9]+)", text)):
+        digits = part.lstrip("0")
+        # Numbers (every second part) compare by length, then digit by digit: no limit on their size.
+        key.append((0, len(digits), digits) if place % 2 else (1, 0, part))
+    return [*key, (-1, 0, text)]

@@ -7,8 +7,10 @@ a value that follows from another is a property.
 from __future__ import annotations
 
 import dataclasses
+import math
+import re
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -41,8 +43,11 @@ class ImportSettings:
             found.append(f"folds={self.folds} must be 0 (none) or at least 2")
         if not 0 <= self.near_duplicate_distance <= 16:
             found.append(f"near_duplicate_distance={self.near_duplicate_distance} must be 0 to 16 bits")
-        if self.burst_seconds < 0:
+        if not 0 <= self.burst_seconds < math.inf:
             found.append(f"burst_seconds={self.burst_seconds} must not be negative")
+        if self.max_pixels < 1:
+            found.append(f"max_pixels={self.max_pixels} must be at least 1")
+        found += _pattern_faults("label_pattern", self.label_pattern)
         return found
 
 
@@ -94,15 +99,26 @@ class TrainSettings:
 
     def faults(self) -> list[str]:
         found = []
-        for name in ("epochs", "batch_size", "accumulate", "lora_rank", "checkpoint_every", "keep"):
+        for name in (
+            "epochs",
+            "batch_size",
+            "accumulate",
+            "lora_rank",
+            "lora_alpha",
+            "checkpoint_every",
+            "keep",
+        ):
             if getattr(self, name) < 1:
                 found.append(f"{name}={getattr(self, name)} must be at least 1")
         for name in ("learning_rate", "projector_learning_rate", "ridge", "clip"):
-            if not getattr(self, name) > 0:
+            if not 0 < getattr(self, name) < math.inf:
                 found.append(f"{name}={getattr(self, name)} must be above 0")
+        for name in ("weight_decay", "explain_per_label", "patience"):
+            if not 0 <= getattr(self, name) < math.inf:
+                found.append(f"{name}={getattr(self, name)} must not be negative")
         if self.summary_tokens < 0 or self.patch_tokens < 0 or self.summary_tokens + self.patch_tokens == 0:
-            found.append("summary_tokens and patch_tokens must not be negative, nor both 0: the model would be blind")
-        if self.patch_tokens and int(self.patch_tokens**0.5) ** 2 != self.patch_tokens:
+            found.append("summary_tokens and patch_tokens must not be negative, nor both 0 (a blind model)")
+        if self.patch_tokens > 0 and math.isqrt(self.patch_tokens) ** 2 != self.patch_tokens:
             found.append(f"patch_tokens={self.patch_tokens} must be a square number")
         if not 0 <= self.warmup < 1:
             found.append(f"warmup={self.warmup} must be a share below 1")
@@ -141,7 +157,10 @@ class Recipe:
     answer: AnswerSettings = field(default_factory=AnswerSettings)
 
     def to_dict(self) -> dict[str, Any]:
-        return {_TABLE.get(f.name, f.name): dataclasses.asdict(getattr(self, f.name)) for f in dataclasses.fields(self)}
+        return {
+            _TABLE.get(f.name, f.name): dataclasses.asdict(getattr(self, f.name))
+            for f in dataclasses.fields(self)
+        }
 
     @classmethod
     def from_dict(cls, tables: Mapping[str, Any], origin: str = "recipe") -> Recipe:
@@ -174,6 +193,14 @@ class Recipe:
 _TABLE = {"imports": "import"}
 
 
+def _pattern_faults(name: str, pattern: str) -> list[str]:
+    try:
+        groups = re.compile(pattern).groups
+    except re.error as error:
+        return [f"{name}={pattern!r} is not a regular expression ({error})"]
+    return [f"{name}={pattern!r} must have one group (…)"] if pattern and groups != 1 else []
+
+
 def _fill(default: Any, values: Mapping[str, Any]) -> tuple[Any, list[str]]:
     faults, accepted = [], {}
     types = {f.name: type(getattr(default, f.name)) for f in dataclasses.fields(default)}
@@ -190,7 +217,9 @@ def _fill(default: Any, values: Mapping[str, Any]) -> tuple[Any, list[str]]:
     return part, faults + part.faults()
 
 
-def load_recipe(path: Path | str | None = None, overrides: Mapping[str, Mapping[str, Any]] | None = None) -> Recipe:
+def load_recipe(
+    path: Path | str | None = None, overrides: Mapping[str, Mapping[str, Any]] | None = None
+) -> Recipe:
     """Read a TOML recipe, if given, and lay single values over it.
 
     Args:
@@ -206,10 +235,39 @@ def load_recipe(path: Path | str | None = None, overrides: Mapping[str, Mapping[
             tables = tomllib.loads(Path(path).read_text(encoding="utf-8"))
         except FileNotFoundError:
             raise SettingsError(f"{path}: no such recipe file") from None
+        except OSError as error:
+            raise SettingsError(f"{path}: cannot be read ({error.strerror})") from error
         except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
             raise SettingsError(f"{path}: not valid TOML ({error})") from error
     for table, values in (overrides or {}).items():
         given = {key: value for key, value in values.items() if value is not None}
-        if given:
-            tables[table] = {**tables.get(table, {}), **given}
+        in_file = tables.get(table, {})
+        if given and isinstance(in_file, Mapping):  # else left as it is, for from_dict to name the fault
+            tables[table] = {**in_file, **given}
     return Recipe.from_dict(tables, str(path) if path is not None else "settings")
+
+
+def parse_overrides(texts: Iterable[str]) -> dict[str, dict[str, Any]]:
+    """Read `table.setting=value` texts, as the command line gives them, for `load_recipe`.
+
+    A value is read as TOML where it can be (`5`, `0.1`, `true`), else it is the text itself.
+
+    Raises:
+        SettingsError: when a text has another form.
+    """
+    overrides: dict[str, dict[str, Any]] = {}
+    for text in texts:
+        name, equals, value = text.partition("=")
+        table, dot, setting = name.strip().partition(".")
+        if not (equals and dot and table and setting):
+            raise SettingsError(f"--set {text}: must be table.setting=value", "for example train.epochs=5")
+        overrides.setdefault(table, {})[setting] = _toml_value(value.strip())
+    return overrides
+
+
+def _toml_value(text: str) -> Any:
+    try:
+        parsed = tomllib.loads(f"value = {text}")
+    except tomllib.TOMLDecodeError:
+        return text
+    return parsed["value"] if len(parsed) == 1 else text
