@@ -29,6 +29,9 @@ class PictureError(FieldguideError):
         self.path = path
         self.reason = reason
 
+    def __reduce__(self) -> tuple[type[PictureError], tuple[str, str]]:
+        return (type(self), (self.path, self.reason))  # so that it can leave a worker process
+
 
 class DataError(FieldguideError):
     """A source, notes table or data set folder is not what it should be."""
