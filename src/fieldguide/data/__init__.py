@@ -1,0 +1,1 @@
+"""From pictures and text to a data set folder: read, check, group, split, write."""
