@@ -1,0 +1,1 @@
+"""Models: weights, the vision encoder, the projector, the language model, and their assembly."""
