@@ -1,0 +1,111 @@
+"""What all tests share: no network, pictures made on the spot, real data where it is there."""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+ROOT = Path(__file__).resolve().parents[1]
+OPT_IN = ("network", "gpu")
+LOOPBACK = ("localhost", "::1", "0.0.0.0", "::", "", None)
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave out tests that need the network or a GPU unless `-m` names them; starter tests without weights."""
+    asked = config.getoption("markexpr", "")
+    left_out = [item for item in items if any(item.get_closest_marker(m) and m not in asked for m in OPT_IN)]
+    if left_out:
+        config.hook.pytest_deselected(items=left_out)
+        items[:] = [item for item in items if item not in left_out]
+    if os.environ.get("CI", "").lower() == "true":
+        return  # there they must run: without weights they fail, and say why
+    if any(item.get_closest_marker("starter") for item in items) and (missing := _missing_weights()):
+        for item in items:
+            if item.get_closest_marker("starter"):
+                item.add_marker(pytest.mark.skip(reason=missing))
+
+
+def _missing_weights() -> str:
+    from fieldguide.errors import ModelMissing
+    from fieldguide.model.starter import starter_folder
+
+    try:
+        starter_folder("language"), starter_folder("encoder")
+    except ModelMissing as error:
+        return f"needs the starter weights: {error.hint}"
+    return ""
+
+
+@pytest.fixture(autouse=True)
+def loopback_only(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Sockets reach this machine only, so that a test (and what it runs) cannot depend on the network."""
+    if request.node.get_closest_marker("network"):
+        return
+
+    def refuse(host: Any) -> None:
+        name = host.decode() if isinstance(host, bytes) else host
+        if name not in LOOPBACK and not str(name).startswith("127."):
+            raise OSError(f"tests may not reach {name}: mark the test `network`")
+
+    def guarded(original: Callable[..., Any]) -> Callable[..., Any]:
+        def connect(self: socket.socket, address: Any) -> Any:
+            if self.family in (socket.AF_INET, socket.AF_INET6):
+                refuse(address[0])
+            return original(self, address)
+
+        return connect
+
+    create, look_up = socket.create_connection, socket.getaddrinfo
+
+    def create_connection(address: Any, *args: Any, **kwargs: Any) -> socket.socket:
+        refuse(address[0])
+        return create(address, *args, **kwargs)
+
+    def getaddrinfo(host: Any, *args: Any, **kwargs: Any) -> Any:
+        refuse(host)
+        return look_up(host, *args, **kwargs)
+
+    monkeypatch.setattr(socket.socket, "connect", guarded(socket.socket.connect))
+    monkeypatch.setattr(socket.socket, "connect_ex", guarded(socket.socket.connect_ex))
+    monkeypatch.setattr(socket, "create_connection", create_connection)
+    monkeypatch.setattr(socket, "getaddrinfo", getaddrinfo)
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """Real pictures that lie beside the repository; they are not part of it."""
+    folder = ROOT.parent / "shared" / "data"
+    if not folder.is_dir():
+        pytest.skip("needs the real pictures in ../shared/data beside the repository")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def draw() -> Callable[..., Image.Image]:
+    """`draw(seed, size=(64, 48))`: a smooth colour picture; equal seeds give equal pictures, others do not."""
+
+    def picture(seed: int, size: tuple[int, int] = (64, 48)) -> Image.Image:
+        coarse = np.random.default_rng(seed).integers(0, 256, (6, 8, 3), dtype=np.uint8)
+        return Image.fromarray(coarse).resize(size, Image.Resampling.BICUBIC)
+
+    return picture
+
+
+@pytest.fixture
+def make_picture(tmp_path: Path, draw: Callable[..., Image.Image]) -> Callable[..., Path]:
+    """`make_picture("cat/1.jpg", seed)`: writes a picture below tmp_path, as its extension says; the path."""
+
+    def make(name: str, seed: int = 0, size: tuple[int, int] = (64, 48), **save: Any) -> Path:
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        draw(seed, size).save(path, **save)
+        return path
+
+    return make
