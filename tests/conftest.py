@@ -18,7 +18,7 @@ LOOPBACK = ("localhost", "::1", "0.0.0.0", "::", "", None)
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leave out tests that need the network or a GPU unless `-m` names them; starter tests without weights."""
+    """Leave out tests for network or GPU unless `-m` names them; and starter tests without weights."""
     asked = config.getoption("markexpr", "")
     left_out = [item for item in items if any(item.get_closest_marker(m) and m not in asked for m in OPT_IN)]
     if left_out:
@@ -89,7 +89,7 @@ def shared_data() -> Path:
 
 @pytest.fixture(scope="session")
 def draw() -> Callable[..., Image.Image]:
-    """`draw(seed, size=(64, 48))`: a smooth colour picture; equal seeds give equal pictures, others do not."""
+    """`draw(seed, size=(64, 48))`: a smooth colour picture, another one for every seed."""
 
     def picture(seed: int, size: tuple[int, int] = (64, 48)) -> Image.Image:
         coarse = np.random.default_rng(seed).integers(0, 256, (6, 8, 3), dtype=np.uint8)
