@@ -1,0 +1,73 @@
+"""The language model: loading from a local folder, and its LoRA adapter in PEFT's own format."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from torch import nn
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from fieldguide.errors import ModelMissing
+
+# Linear layers of Llama-like decoder blocks; the vocabulary head and the embeddings stay as they are.
+LORA_TARGETS = r".*\.layers\.\d+\.(self_attn|mlp)\.\w+_proj"
+
+
+def load_language_model(folder: Path | str) -> tuple[Any, Any]:
+    """Load (tokenizer, causal language model) from a folder, in fp32, without asking any hub.
+
+    Raises:
+        ModelMissing: when the folder holds no model.
+    """
+    folder = Path(folder)
+    if not (folder / "config.json").is_file():
+        raise ModelMissing(f"{folder}: no language model there", "fieldguide models get starter")
+    tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, local_files_only=True)
+    model.eval().requires_grad_(False)
+    return tokenizer, model
+
+
+def attach_adapter(model: Any, *, rank: int, alpha: int, dropout: float, base_name: str) -> PeftModel:
+    """Add a fresh LoRA adapter (Hu et al. 2021) on all linear layers of the decoder blocks.
+
+    Raises:
+        ValueError: from PEFT, when no module matches: an adapter that does nothing is an error.
+    """
+    config = LoraConfig(
+        r=rank,
+        lora_alpha=alpha,
+        lora_dropout=dropout,
+        target_modules=LORA_TARGETS,
+        task_type="CAUSAL_LM",
+        base_model_name_or_path=base_name,
+    )
+    adapted = get_peft_model(model, config)
+    # PEFT overwrites the name with the local path; a guide must not hold paths of the machine it was made on.
+    adapted.peft_config["default"].base_model_name_or_path = base_name
+    return adapted
+
+
+def load_adapter(model: Any, folder: Path | str) -> PeftModel:
+    """Load a saved adapter onto the language model, frozen, for answering."""
+    return PeftModel.from_pretrained(model, str(folder), local_files_only=True)
+
+
+def save_adapter(model: PeftModel, folder: Path | str) -> None:
+    """Save the adapter as `adapter_model.safetensors` and `adapter_config.json`."""
+    model.save_pretrained(str(folder), safe_serialization=True, save_embedding_layers=False)
+    (Path(folder) / "README.md").unlink(missing_ok=True)  # PEFT's empty model card says nothing true
+
+
+def decoder(model: Any) -> nn.Module:
+    """The decoder without its vocabulary head, adapter included: inputs_embeds → hidden states."""
+    base = model.get_base_model() if isinstance(model, PeftModel) else model
+    return base.model
+
+
+def vocabulary_head(model: Any) -> nn.Module:
+    """The map from hidden states to logits over the vocabulary."""
+    return model.get_output_embeddings()
