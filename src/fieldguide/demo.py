@@ -20,7 +20,7 @@ SIDE = 64  # pixels: the originals have 8, and an enlargement is easier on the e
 
 
 def write_digits(folder: Path) -> Path:
-    """Write the digits to `folder/digits/<label>/digit-0000.png`, one to `folder/held-out.png`, and the notes.
+    """Write `folder/digits/<label>/digit-0000.png` and so on, `folder/held-out.png`, and `folder/notes.csv`.
 
     The bytes of the pictures are the same on every call.
 
