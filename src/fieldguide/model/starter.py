@@ -36,9 +36,23 @@ def get_models(
         SettingsError: for an unknown group.
         FieldguideError: when something cannot be fetched or is not what was pinned.
     """
+    return [fetch(component, source=source, announce=announce) for component in _components(group)]
+
+
+def model_folders(group: str) -> list[Path]:
+    """The folders of a group's components.
+
+    Raises:
+        SettingsError: for an unknown group.
+        ModelMissing: naming the command that fetches it.
+    """
+    return [require(component) for component in _components(group)]
+
+
+def _components(group: str) -> tuple[Component, ...]:
     if group not in GROUPS:
         raise SettingsError(f"no model is called {group!r}", f"known: {', '.join(GROUPS)}")
-    return [fetch(component, source=source, announce=announce) for component in GROUPS[group]]
+    return GROUPS[group]
 
 
 def starter_folder(part: str) -> Path:

@@ -1,0 +1,1 @@
+"""Training: cached features, the warm start, the adapter, the loop and its checkpoints."""
