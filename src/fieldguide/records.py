@@ -26,7 +26,7 @@ class Example:
     sha256: str = ""  # of the file's bytes
     width: int = 0  # pixels after the EXIF turn
     height: int = 0
-    phash: str = ""  # 64-bit perceptual hash, 16 hex digits
+    phash: str = ""  # perceptual signature: the 64-bit pHash (16 hex digits), then the 256-bit one (64)
     label: str = ""
     labels: tuple[str, ...] = ()
     text: str = ""
