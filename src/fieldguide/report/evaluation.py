@@ -1,0 +1,118 @@
+"""What an evaluation found: the record behind the report page, `metrics.json` and `predictions.parquet`."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from fieldguide.records import LabelScore
+from fieldguide.report.baselines import BaselineResult
+from fieldguide.report.leaks import Overlap
+from fieldguide.report.metrics import McNemar, Metrics
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """One evaluated picture: the truth and the guide's answer."""
+
+    id: str  # the example's: its path in the source, which is how reports name it
+    image: str  # its path relative to the data set folder
+    path: Path  # where it lies
+    sha256: str
+    label: str  # the truth
+    predicted: str  # "" when there is no answer
+    probability: float
+    scores: tuple[LabelScore, ...]  # best first
+    text: str  # the sentence that says why, if one was asked for
+    error: str  # why there is no answer
+    source: str
+
+    @property
+    def right(self) -> bool:
+        return self.predicted == self.label
+
+    def to_dict(self) -> dict[str, Any]:
+        """One row of predictions.parquet."""
+        return {
+            "id": self.id,
+            "image": self.image,
+            "sha256": self.sha256,
+            "label": self.label,
+            "predicted": self.predicted,
+            "probability": self.probability,
+            "right": self.right,
+            "top_labels": [score.label for score in self.scores],
+            "top_probabilities": [score.probability for score in self.scores],
+            "text": self.text,
+            "error": self.error,
+            "source": self.source,
+        }
+
+
+@dataclass(frozen=True)
+class Timing:
+    """How long answering took, decoding included."""
+
+    seconds: float
+    pictures: int
+    machine: str
+
+    @property
+    def pictures_per_second(self) -> float:
+        return self.pictures / self.seconds if self.seconds > 0 else 0.0
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """One guide on one split of one data set."""
+
+    title: str
+    split: str
+    labels: tuple[str, ...]  # those the guide can answer
+    metrics: Metrics
+    baselines: tuple[BaselineResult, ...]
+    comparison: McNemar | None  # the guide (first) against the best baseline (second)
+    predictions: tuple[Prediction, ...]
+    timing: Timing
+    unlabelled: int  # pictures of the split without a label, not evaluated
+    unknown_labels: dict[str, int]  # true labels the guide was never taught, and their pictures
+    overlap: tuple[Overlap, ...]  # evaluated pictures the guide has seen; empty unless forced
+    guide_info: dict[str, Any]  # guide.json
+    dataset_info: dict[str, Any]  # dataset.json
+    facts: dict[str, Any]  # counts by split, problems by kind, versions, date
+    folder: Path | None = None  # where the report lies
+
+    @property
+    def best_baseline(self) -> BaselineResult | None:
+        """The most accurate baseline; the first of equals."""
+        return max(self.baselines, key=lambda result: result.metrics.accuracy, default=None)
+
+    @property
+    def baseline_wins(self) -> bool:
+        best = self.best_baseline
+        return best is not None and best.metrics.accuracy > self.metrics.accuracy
+
+    def to_dict(self) -> dict[str, Any]:
+        """The content of metrics.json."""
+        best = self.best_baseline
+        return {
+            "title": self.title,
+            "split": self.split,
+            "labels": list(self.labels),
+            "guide": self.metrics.to_dict(),
+            "baselines": [result.to_dict() for result in self.baselines],
+            "best_baseline": best.name if best else None,
+            "baseline_wins": self.baseline_wins,
+            "mcnemar": dataclasses.asdict(self.comparison) if self.comparison else None,
+            "timing": {
+                **dataclasses.asdict(self.timing),
+                "pictures_per_second": self.timing.pictures_per_second,
+            },
+            "unlabelled": self.unlabelled,
+            "unknown_labels": self.unknown_labels,
+            "overlap": [dataclasses.asdict(found) for found in self.overlap],
+            "dataset_fingerprint": self.dataset_info.get("fingerprint", ""),
+            "facts": self.facts,
+        }
