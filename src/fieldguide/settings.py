@@ -30,10 +30,10 @@ class ImportSettings:
     label_column: str = ""
     group_by: str = ""  # column (or "parent": the picture's folder) whose values stay on one side
     label_pattern: str = ""  # regular expression with one group, for labels in file names
-    near_duplicate_distance: int = 6  # bits of 64 in which perceptual hashes may differ
+    near_duplicate_distance: int = 8  # bits of 64 in which perceptual hashes may differ (of 256: 34)
     burst_seconds: float = 3.0  # EXIF times closer than this, same camera: one group; 0 = off
     copy: bool = False  # copy the pictures into the data set folder
-    max_pixels: int = 250_000_000  # larger pictures are drawn down while decoding, or refused
+    max_pixels: int = 180_000_000  # of 4 bytes: pictures that need more memory to decode are refused
 
     def faults(self) -> list[str]:
         found = []
