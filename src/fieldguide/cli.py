@@ -102,6 +102,54 @@ def main() -> None:
 # ---- commands, in the order of ORDER; add yours above this file's last line ------------------------------
 
 
+@app.command("import", rich_help_panel=STAGES)
+def import_command(
+    source: Annotated[
+        Path, typer.Argument(metavar="SOURCE", help="A folder of pictures, or a table.", show_default=False)
+    ],
+    out: Annotated[
+        Path, typer.Option("--out", "-o", metavar="DATASET", help="Where to write it.", show_default=False)
+    ],
+    notes: Annotated[Path | None, typer.Option(metavar="TABLE", help="What you know of each label.")] = None,
+    fixes: Annotated[
+        Path | None, typer.Option(metavar="TABLE", help="Decisions: file, action, label.")
+    ] = None,
+    splits_from: Annotated[
+        Path | None, typer.Option(metavar="DATASET", help="Pictures of that data set keep their split.")
+    ] = None,
+    copy: Annotated[bool | None, typer.Option("--copy/--no-copy", help="Copy the pictures too.")] = None,
+    val: Annotated[float | None, typer.Option(help="Share for validation.")] = None,
+    test: Annotated[float | None, typer.Option(help="Share for testing.")] = None,
+    folds: Annotated[int | None, typer.Option(help="Also number cross-validation folds.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Another seed, another split.")] = None,
+    image_column: Annotated[str | None, typer.Option(help="Column of a table with the pictures.")] = None,
+    label_column: Annotated[str | None, typer.Option(help="Column of a table with the labels.")] = None,
+    label_pattern: Annotated[
+        str | None, typer.Option(metavar="REGEX", help="The label in a file name, as its one (group).")
+    ] = None,
+    group_by: Annotated[
+        str | None,
+        typer.Option(metavar="COLUMN", help="Pictures sharing its value share a split; or parent."),
+    ] = None,
+    recipe: RecipeFile = None,
+    settings: Overrides = None,
+) -> None:
+    """Turn labelled pictures into a data set: read, check, find duplicates, group, split."""
+    from fieldguide.data.importer import import_pictures
+    from fieldguide.settings import load_recipe, parse_overrides
+
+    overrides = parse_overrides(settings or [])
+    options = {
+        "val": val, "test": test, "folds": folds, "seed": seed, "copy": copy, "group_by": group_by,
+        "image_column": image_column, "label_column": label_column, "label_pattern": label_pattern,
+    }  # fmt: skip
+    given = {name: value for name, value in options.items() if value is not None}
+    wanted = load_recipe(recipe, {**overrides, "import": {**overrides.get("import", {}), **given}}).imports
+    import_pictures(
+        source, out, wanted, notes=notes, fixes=fixes, splits_from=splits_from, announce=typer.echo
+    )
+
+
 @app.command("embed", rich_help_panel=STAGES)
 def embed_command(
     dataset: DatasetFolder,

@@ -74,13 +74,24 @@ def find_levels(paths: Sequence[Sequence[str]]) -> Levels:
         if len(firsts) != 1:
             break
         name = firsts.pop()
-        seconds = {rest[1] if len(rest) > 1 else "" for rest in rests}
-        only_folders_inside = "" not in seconds and (len(seconds) > 1 or any(split_of(s) for s in seconds))
-        if name.lower() not in _LONE_WRAPPERS and not only_folders_inside:
+        if name.lower() not in _LONE_WRAPPERS and not _only_folders_inside(rests):
             break
         looked_through.append(name)
     splits = {name for path in paths for name in path if split_of(name)}
     return Levels(tuple(looked_through), tuple(sorted(splits, key=natural_key)))
+
+
+def _only_folders_inside(rests: Sequence[Sequence[str]]) -> bool:
+    """Whether the lone first folder of all paths leads on to split folders or to several folders."""
+    if any(split_of(rest[1]) for rest in rests if len(rest) > 1):
+        return True
+    cores = [[name for name in rest if name.lower() not in _WRAPPERS] for rest in rests]
+    common = 0
+    while len({core[common] if common < len(core) else None for core in cores}) == 1 and common < len(
+        cores[0]
+    ):
+        common += 1
+    return all(len(core) > common for core in cores)
 
 
 def _strip(folders: Sequence[str], looked_through: Sequence[str]) -> tuple[str, Sequence[str]]:
