@@ -10,6 +10,8 @@ batch, on the batch size or on the number of cores.
 
 from __future__ import annotations
 
+import importlib.metadata
+import importlib.util
 import os
 import platform
 import time
@@ -22,6 +24,7 @@ import numpy as np
 
 from fieldguide.errors import FieldguideError
 from fieldguide.files import atomic_path, cache_dir, fingerprint, read_json, write_json
+from fieldguide.progress import console
 
 if TYPE_CHECKING:
     import torch
@@ -66,7 +69,7 @@ def _joined(results: list[Features]) -> Features:
     return np.concatenate([grid for grid, _ in results]), np.concatenate([pooled for _, pooled in results])
 
 
-class TorchRuntime(_OneByOne):
+class TorchRuntime:
     """PyTorch, channels last: the reference the others are compared with."""
 
     name = "torch"
@@ -74,21 +77,16 @@ class TorchRuntime(_OneByOne):
     def __init__(self, network: torch.nn.Module) -> None:
         import torch
 
-        super().__init__()
         self._network = network.eval().to(memory_format=torch.channels_last)
-
-    def _one(self, picture: np.ndarray) -> Features:
-        import torch
-
-        with torch.inference_mode():
-            grid, pooled = self._network(torch.from_numpy(picture))
-        return grid.numpy(), pooled.numpy()
 
     def run(self, pictures: np.ndarray) -> Features:
         """(N, H, W, 3) uint8 → features of the N pictures."""
+        import torch
+
         # PyTorch spreads one picture over all cores by itself; worker threads would only fight for them.
-        results = [self._one(picture) for picture in np.split(pictures, len(pictures))]
-        return _joined(results)
+        with torch.inference_mode():
+            results = [self._network(torch.from_numpy(one)) for one in np.split(pictures, len(pictures))]
+        return _joined([(grid.numpy(), pooled.numpy()) for grid, pooled in results])
 
 
 class OnnxRuntime(_OneByOne):
@@ -158,7 +156,6 @@ def export_onnx(network: torch.nn.Module, size: int, path: Path) -> None:
 
 def candidates(network: torch.nn.Module, size: int, onnx_file: Path) -> dict[str, Callable[[], Runtime]]:
     """Builders of the runtimes that are installed here, by name; PyTorch first."""
-    import importlib.util
 
     def with_onnx(build: Callable[[Path], Runtime]) -> Callable[[], Runtime]:
         def ready() -> Runtime:
@@ -228,17 +225,20 @@ def choose(
     store = cache_dir() / "runtimes.json"
     key = fingerprint([identity, *_machine()])[:16]
     remembered = _remembered(store)
-    name = remembered.get(key, {}).get("runtime", "") if wanted == "auto" else wanted
+    record = remembered.get(key, {})
+    name = record.get("runtime", "") if wanted == "auto" else wanted
     if wanted != "auto" and wanted not in builders:
         raise FieldguideError(f"the runtime {wanted} is not installed", f"pip install {wanted}")
     if name in builders:
-        checked = remembered.get(key, {}).get("differences", {})
-        runtime = builders[name]()
-        if name != "torch" and name not in checked:
-            _check(runtime, TorchRuntime(network), size)
+        with console.status("loading the vision encoder …"):  # its ONNX form may have to be made first
+            runtime = builders[name]()
+        # A runtime is checked again when it was not part of the measurement, or is another version now.
+        if name != "torch" and record.get("versions", {}).get(name) != _version(name):
+            _check(runtime, builders["torch"](), size)
         return runtime
     announce("finding the fastest way to run the vision encoder on this machine (once, about half a minute)")
-    best, record = _measure(builders, size, announce)
+    with console.status("measuring …"):
+        best, record = _measure(builders, size, announce)
     fresh = _remembered(store)  # another process may have added its own meanwhile
     write_json(store, {**fresh, key: record})
     return best
@@ -263,7 +263,13 @@ def _measure(
         if rates[name] > rates[best.name]:
             best = runtime
     announce("pictures a second: " + ", ".join(f"{name} {value:.0f}" for name, value in rates.items()))
-    return best, {"runtime": best.name, "rates": rates, "differences": differences, "machine": _machine()}
+    return best, {
+        "runtime": best.name,
+        "rates": rates,
+        "differences": differences,
+        "versions": {name: _version(name) for name in rates},
+        "machine": _machine(),
+    }
 
 
 def _check(runtime: Runtime, reference: Runtime, size: int) -> float:
@@ -288,6 +294,10 @@ def measured_rates() -> dict[str, float]:
     records = _remembered(cache_dir() / "runtimes.json").values()
     own = [record["rates"] for record in records if record.get("machine") == _machine()]
     return own[-1] if own else {}
+
+
+def _version(name: str) -> str:
+    return importlib.metadata.version(name)
 
 
 def _machine() -> list[str]:
