@@ -102,6 +102,56 @@ def main() -> None:
 # ---- commands, in the order of ORDER; add yours above this file's last line ------------------------------
 
 
+@app.command("build", rich_help_panel=EVERYDAY)
+def build_command(
+    photos: Annotated[
+        Path,
+        typer.Argument(
+            metavar="PHOTOS", help="A folder of pictures, a table, a data set.", show_default=False
+        ),
+    ],
+    out: Annotated[
+        Path, typer.Option("--out", "-o", metavar="GUIDE", help="The guide folder to be.", show_default=False)
+    ],
+    notes: Annotated[Path | None, typer.Option(metavar="TABLE", help="What you know of each label.")] = None,
+    recipe: RecipeFile = None,
+    settings: Overrides = None,
+) -> None:
+    """Make a guide: import, train, evaluate, report. Run again to go on after a stop."""
+    from fieldguide.build import build
+    from fieldguide.settings import load_recipe, parse_overrides
+
+    build(
+        photos,
+        out,
+        notes=notes,
+        recipe=load_recipe(recipe, parse_overrides(settings or [])),
+        announce=typer.echo,
+    )
+
+
+@app.command("train", rich_help_panel=STAGES)
+def train_command(
+    dataset: DatasetFolder,
+    out: Annotated[
+        Path, typer.Option("--out", "-o", metavar="GUIDE", help="The guide folder to be.", show_default=False)
+    ],
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on from the last checkpoint, exactly.")
+    ] = False,
+    recipe: RecipeFile = None,
+    settings: Overrides = None,
+) -> None:
+    """Train a guide on a data set: warm start, projector and LoRA, calibration."""
+    from fieldguide.data.dataset import load_dataset
+    from fieldguide.settings import load_recipe, parse_overrides
+    from fieldguide.training import train_guide
+
+    wanted = load_recipe(recipe, parse_overrides(settings or []))
+    guide = train_guide(load_dataset(dataset), out, wanted, resume=resume, announce=typer.echo)
+    typer.echo(f"guide: {guide.folder}; next: fieldguide evaluate {guide.folder} {dataset}")
+
+
 @app.command("import", rich_help_panel=STAGES)
 def import_command(
     source: Annotated[
@@ -150,6 +200,55 @@ def import_command(
     )
 
 
+@app.command("look", rich_help_panel=STAGES)
+def look_command(
+    dataset: DatasetFolder,
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", metavar="PAGE", help="The page; DATASET/look.html if not given.")
+    ] = None,
+    recipe: RecipeFile = None,
+    settings: Overrides = None,
+) -> None:
+    """Show a data set on one offline page: counts, duplicates, problems, and labels that are probably wrong."""
+    from fieldguide.data.dataset import load_dataset
+    from fieldguide.report.look import look_at
+    from fieldguide.settings import load_recipe, parse_overrides
+
+    pictures = load_dataset(dataset)
+    features, remark = _cached_features(pictures, load_recipe(recipe, parse_overrides(settings or [])).embed)
+    if remark:
+        typer.echo(f"{remark}\n→ fieldguide embed {dataset}", err=True)
+    found = look_at(pictures, out, features)
+    typer.echo(f"{found.page}: {len(pictures.examples)} pictures, {len(found.problems)} problems")
+    if features:
+        flagged = sum(suspect.flagged for suspect in found.suspects)
+        typer.echo(
+            f"{len(found.suspects)} doubtful labels, {flagged} of them very probably wrong; "
+            f"{len(found.outliers)} odd ones out"
+        )
+
+
+def _cached_features(dataset: Any, settings: Any) -> tuple[Any, str]:
+    """What the feature cache holds of a data set, computing nothing; and what the user should know."""
+    from fieldguide.errors import ModelMissing
+    from fieldguide.model.vision import load_encoder
+    from fieldguide.report.suspects import Features
+    from fieldguide.train.features import Store, feature_folder
+
+    try:
+        encoder = load_encoder(settings, announce=lambda line: None)
+    except ModelMissing as error:
+        return None, f"doubtful labels and odd ones out are left out: {error}"
+    store = Store(feature_folder(encoder), encoder)
+    wanted = list(dict.fromkeys(example.sha256 for example in dataset.examples))
+    keys = tuple(key for key in wanted if key in store.places)
+    if not keys:
+        return None, "doubtful labels and odd ones out are left out: they need features of the pictures"
+    missing = len(wanted) - len(keys)
+    remark = f"{missing} of {len(wanted)} pictures have no features and are not judged" if missing else ""
+    return Features(keys, *store.gather(keys)), remark
+
+
 @app.command("embed", rich_help_panel=STAGES)
 def embed_command(
     dataset: DatasetFolder,
@@ -178,6 +277,73 @@ def embed_command(
 
 def _named(key: str, pictures: list[tuple[Path, str]]) -> str:
     return next((str(path) for path, sha256 in pictures if sha256 == key), key)
+
+
+@app.command("evaluate", rich_help_panel=STAGES)
+def evaluate_command(
+    guide: GuideFolder,
+    dataset: Annotated[
+        Path | None,
+        typer.Argument(metavar="[DATASET]", help="A data set; the guide's own if not given.", show_default=False),
+    ] = None,
+    split: Annotated[str, typer.Option(metavar="SPLIT", help="test, val, train or all.")] = "test",
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", metavar="FOLDER", help="The report; GUIDE/report if not given.")
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Also with pictures the guide has seen.")] = False,
+) -> None:
+    """Evaluate a guide on pictures it has not seen, beside three baselines, and write its report."""
+    from fieldguide.build import DATASET_FOLDER, evaluate
+    from fieldguide.data.dataset import load_dataset
+    from fieldguide.errors import DataError
+    from fieldguide.guide import load_guide
+    from fieldguide.report.wording import percent, verdict
+
+    wanted = load_guide(guide)
+    folder = dataset or guide / DATASET_FOLDER
+    if dataset is None and not folder.is_dir():
+        raise DataError(f"{guide}: holds no data set of its own", f"fieldguide evaluate {guide} DATASET")
+    found = evaluate(wanted, load_dataset(folder), split=split, out=out, force=force)
+    metrics, interval = found.metrics, found.metrics.accuracy_interval
+    typer.echo(
+        f"accuracy {percent(metrics.accuracy)} ({percent(interval.low)} to {percent(interval.high)}) on "
+        f"{metrics.count} {split} pictures, macro F1 {percent(metrics.macro.f1)}"
+    )
+    if metrics.unanswered:
+        typer.echo(f"{metrics.unanswered} pictures got no answer and count as wrong")
+    typer.echo(verdict(found))
+    typer.echo(f"report: {found.folder}/index.html")
+
+
+@app.command("score", rich_help_panel=STAGES)
+def score_command(
+    results: Annotated[Path, typer.Argument(metavar="RESULTS", help="A CSV of true and predicted labels.")],
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", metavar="FILE", help="Also write FILE.html and FILE.json.")
+    ] = None,
+    actual: Annotated[str, typer.Option(metavar="COLUMN", help="The true labels; found by name.")] = "",
+    predicted: Annotated[str, typer.Option(metavar="COLUMN", help="The answers; found by name.")] = "",
+) -> None:
+    """Compute accuracy, precision, recall and F1 from any table of true and predicted labels."""
+    from rich.console import Console
+
+    from fieldguide.report.score import read_results, score_results, table_for_terminal, write_scores
+    from fieldguide.report.wording import percent
+
+    read = read_results(results, actual, predicted)
+    metrics = score_results(read)
+    Console().print(table_for_terminal(metrics))
+    low, high = metrics.accuracy_interval.low, metrics.accuracy_interval.high
+    typer.echo(f"accuracy 95% interval: {percent(low)} to {percent(high)}")
+    for remark in read.remarks():
+        typer.echo(remark, err=True)
+    if metrics.off_list:
+        total = sum(metrics.off_list.values())
+        named = ", ".join(f"{label} ({count})" for label, count in list(metrics.off_list.items())[:10])
+        typer.echo(f"{total} answers are no true label of the table, counted as wrong: {named}", err=True)
+    if out is not None:
+        for path in write_scores(read, metrics, out):
+            typer.echo(str(path))
 
 
 models = typer.Typer(no_args_is_help=True, help="Fetch model weights, list them, and say where they are.")

@@ -76,9 +76,7 @@ class TrainSettings:
     """How the projector and the LoRA adapter are trained."""
 
     language_model: str = "starter"
-    warm_start: bool = True  # ridge regression; False = random projector
-    ridge: float = 3000.0  # ridge penalty, for standardised features
-    summary_tokens: int = 1  # visual tokens from the whole picture; 0 = none
+    summary_tokens: int = 1  # visual tokens from the whole picture, solved by ridge regression; 0 = none
     patch_tokens: int = 0  # visual tokens from patches of the grid: 0 (none), 1, 4 or 16 for a 4 × 4 grid
     lora_rank: int = 16
     lora_alpha: int = 32
@@ -110,7 +108,7 @@ class TrainSettings:
         ):
             if getattr(self, name) < 1:
                 found.append(f"{name}={getattr(self, name)} must be at least 1")
-        for name in ("learning_rate", "projector_learning_rate", "ridge", "clip"):
+        for name in ("learning_rate", "projector_learning_rate", "clip"):
             if not 0 < getattr(self, name) < math.inf:
                 found.append(f"{name}={getattr(self, name)} must be above 0")
         for name in ("weight_decay", "explain_per_label", "patience"):
@@ -132,7 +130,9 @@ class AnswerSettings:
     """How questions are asked and answered."""
 
     question: str = "What is in this picture?"
-    why: str = "How can you tell?"
+    why: str = "How can you tell?"  # follow-up, answered from the field marks
+    confused: str = "What could it be confused with?"  # follow-up, from the look-alikes
+    more: str = "Tell me about it."  # follow-up, from the description
     top_k: int = 5  # labels listed in an answer
     batch_size: int = 16  # pictures at once
     max_new_tokens: int = 96  # of the sentence that says why

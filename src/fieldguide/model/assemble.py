@@ -35,7 +35,9 @@ class Started:
 class Assembled(nn.Module):
     """A vision-language model over precomputed picture features."""
 
-    def __init__(self, tokenizer: Any, language_model: nn.Module, projector: Projector, prompt: Prompt) -> None:
+    def __init__(
+        self, tokenizer: Any, language_model: nn.Module, projector: Projector, prompt: Prompt
+    ) -> None:
         super().__init__()
         self.tokenizer = tokenizer
         self.language_model: Any = language_model
@@ -64,7 +66,7 @@ class Assembled(nn.Module):
     def _read(self, cache: DynamicCache, embeddings: Tensor) -> Tensor:
         """Read (B, S, H) after the cache; hidden states (B, S, H).
 
-        Rows are padded on the right only: under the causal mask no real token sees padding, so none is masked.
+        Rows are padded on the right only: under the causal mask no real token sees padding.
         """
         past = cache.get_seq_length()
         positions = torch.arange(past, past + embeddings.shape[1], device=embeddings.device)[None]

@@ -41,7 +41,9 @@ class Prompt:
         self.template = template or PromptTemplate()
         end = self._special(self.template.end)
         if len(end) != 1:
-            raise GuideError(f"the tokenizer splits the end-of-turn mark {self.template.end!r} into {len(end)} tokens")
+            raise GuideError(
+                f"the tokenizer splits the end-of-turn mark {self.template.end!r} into {len(end)} tokens"
+            )
         self.end_id: int = end[0]
 
     def _special(self, text: str) -> list[int]:

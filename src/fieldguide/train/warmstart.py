@@ -21,6 +21,7 @@ from torch import Tensor
 from fieldguide.model.projector import Projector
 
 PENALTIES = (0.003, 0.01, 0.03, 0.1, 0.3, 1.0)  # relative to kernels of unit mean diagonal
+BIAS = 1.0  # the constant feature's share of the kernel
 POOLED_SHARES = (0.0, 0.2, 0.5, 1.0)  # how much of the kernel comes from the pooled features
 
 
@@ -65,26 +66,29 @@ def solve(
     flat, mean, scale = standardise(grid, pooled)
     cut = grid.shape[1] * grid.shape[2]
     kernels = [_unit(part @ part.T) for part in (flat[:, :cut], flat[:, cut:])]
-    target = np.eye(count)[labels]
-    centre = target.mean(0)
+    # The labels are centred by a constant, not by their mean, and the bias is a feature like any other: were
+    # both features and labels centred on the training pictures, the others would give away the one left out.
+    centre = 1 / count
+    target = np.eye(count)[labels] - centre
     best: tuple[float, float, float] | None = None
     for share in POOLED_SHARES:
-        kernel = (1 - share) * kernels[0] + share * kernels[1]
+        kernel = (1 - share) * kernels[0] + share * kernels[1] + BIAS
         values, vectors = np.linalg.eigh(kernel)
         for penalty in PENALTIES:
-            left_out, _ = _leave_out(values, vectors, penalty, target - centre, groups)
-            error = float(((left_out - (target - centre)) ** 2).mean())
+            left_out, _ = _leave_out(values, vectors, penalty, target, groups)
+            error = float(((left_out - target) ** 2).mean())
             if best is None or error < best[0] - 1e-12:
                 best = (error, share, penalty)
     assert best is not None
     _, share, penalty = best
-    kernel = (1 - share) * kernels[0] + share * kernels[1]
-    left_out, dual = _leave_out(*np.linalg.eigh(kernel), penalty, target - centre, groups)
+    kernel = (1 - share) * kernels[0] + share * kernels[1] + BIAS
+    left_out, dual = _leave_out(*np.linalg.eigh(kernel), penalty, target, groups)
     left_out = left_out + centre
+    bias = BIAS * dual.sum(0) + centre
     factors = [(1 - share) / _size(flat[:, :cut]), share / _size(flat[:, cut:])]
     weights = np.concatenate([flat[:, :cut].T @ dual * factors[0], flat[:, cut:].T @ dual * factors[1]])
     accuracy = float((left_out.argmax(1) == labels).mean())
-    return WarmStart(mean, scale, weights, centre, left_out, penalty, share, accuracy)
+    return WarmStart(mean, scale, weights, bias, left_out, penalty, share, accuracy)
 
 
 def _size(part: np.ndarray) -> float:

@@ -1,0 +1,234 @@
+"""The Guide folder: what training leaves behind, and what answers questions.
+
+    guide.json                 labels, template, weights and their hashes, calibration, settings; written last
+    adapter/                   LoRA adapter in PEFT's own format
+    projector.safetensors      picture features → visual tokens
+    notes.csv                  what the owner knows about the labels
+    training_pictures.parquet  what the guide has seen, so that evaluation can refuse it
+    report/  checkpoints/      evaluation; training state
+
+Adapter and projector are bound by their hashes: parts of different trainings are refused.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from fieldguide.errors import GuideError
+from fieldguide.files import read_json, sha256_file
+from fieldguide.records import Answer, LabelScore, Note
+from fieldguide.settings import AnswerSettings, EmbedSettings
+
+if TYPE_CHECKING:
+    from fieldguide.answer.trie import LabelTrie
+    from fieldguide.model.assemble import Assembled
+    from fieldguide.model.projector import PictureFeatures
+    from fieldguide.model.vision import VisionEncoder
+
+SCHEMA_VERSION = 1
+MANIFEST = "guide.json"
+PICTURES_FILE = "training_pictures.parquet"
+NOTES_FILE = "notes.csv"
+
+
+class Guide:
+    """A trained guide. Models are loaded when they are first needed.
+
+    Attributes:
+        folder: where it lies.
+        info: `guide.json`.
+        notes: what the owner knows, by label.
+    """
+
+    def __init__(self, folder: Path, info: dict[str, Any], notes: dict[str, Note]) -> None:
+        self.folder, self.info, self.notes = folder, info, notes
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """All labels the guide can give, in natural order."""
+        return tuple(self.info["labels"])
+
+    @property
+    def fingerprint(self) -> str:
+        """Identity of everything an answer depends on."""
+        return str(self.info["fingerprint"])
+
+    @property
+    def report(self) -> Path:
+        """The report page; it exists once the guide has been evaluated."""
+        return self.folder / "report" / "index.html"
+
+    @cached_property
+    def answer_settings(self) -> AnswerSettings:
+        return AnswerSettings(**self.info["settings"]["answer"])
+
+    @cached_property
+    def encoder(self) -> VisionEncoder:
+        """The frozen vision encoder the guide was trained on.
+
+        Raises:
+            GuideError: when the weights or the preprocessing here are not those of the training.
+        """
+        from fieldguide.model.vision import load_encoder
+
+        encoder = load_encoder(EmbedSettings(**self.info["settings"]["embed"]))
+        if encoder.key != self.info["encoder"]["key"]:
+            raise GuideError(
+                f"{self.folder}: was trained on features {self.info['encoder']['key']}, "
+                f"and this version computes {encoder.key}",
+                "train again, or use the version that made the guide: "
+                f"{self.info['versions'].get('fieldguide', 'unknown')}",
+            )
+        return encoder
+
+    @cached_property
+    def model(self) -> Assembled:
+        """Projector and language model with its adapter, ready to answer."""
+        from fieldguide.model.trained import load_assembled
+
+        return load_assembled(self.folder, self.info)
+
+    @cached_property
+    def trie(self) -> LabelTrie:
+        from fieldguide.answer.trie import LabelTrie
+
+        return LabelTrie({label: self.model.label_tokens(label) for label in self.labels})
+
+    @cached_property
+    def _prefix(self) -> Any:
+        import torch
+
+        with torch.no_grad():
+            return self.model.read_prefix(self.answer_settings.question)
+
+    @property
+    def temperature(self) -> float:
+        """What log-scores are divided by, fitted on the validation pictures."""
+        return float(self.info["calibration"]["temperature"])
+
+    def training_pictures(self) -> list[dict[str, Any]]:
+        """sha256, phash, image, label and split of every picture used in training or for choosing."""
+        import pyarrow.parquet as pq
+
+        rows: list[dict[str, Any]] = pq.read_table(self.folder / PICTURES_FILE).to_pylist()
+        return rows
+
+    def classify(self, pictures: Sequence[Path | str], top_k: int = 0) -> list[Answer]:
+        """Name many pictures; one that cannot be read is an Answer with `error`.
+
+        Args:
+            pictures: files.
+            top_k: labels listed in each answer; 0 for the guide's own setting.
+        """
+        paths = [Path(picture) for picture in pictures]
+        answers: list[Answer | None] = [None] * len(paths)
+        features, places, errors = self._features(paths)
+        for i, reason in errors.items():
+            answers[i] = Answer(str(paths[i]), error=reason)
+        size = self.answer_settings.batch_size
+        for start in range(0, len(places), size):
+            for i, scores in zip(
+                places[start : start + size], self._scores(features, start, start + size, top_k), strict=True
+            ):
+                answers[i] = Answer(str(paths[i]), scores[0].label, scores[0].probability, tuple(scores))
+        return [answer for answer in answers if answer is not None]
+
+    def ask(self, picture: Path | str, question: str = "", top_k: int = 0) -> Answer:
+        """Name one picture and answer a question about it, by default how one can tell.
+
+        The label comes from scoring all labels under the question the guide was trained with; the words come
+        from the language model, which goes on from that label.
+
+        Raises:
+            PictureError: when the picture cannot be read.
+        """
+        from dataclasses import replace
+
+        from fieldguide.answer.generate import explain
+        from fieldguide.errors import PictureError
+
+        features, places, errors = self._features([Path(picture)])
+        if errors:
+            raise PictureError(str(picture), errors[0])
+        assert places == [0]
+        scores = self._scores(features, 0, 1, top_k)[0]
+        settings = self.answer_settings
+        started = self.model.start(settings.question, features, prefix=self._prefix)
+        asked = question.strip() or settings.why
+        text = explain(self.model, started, 0, scores[0].label, asked, settings.max_new_tokens)
+        return replace(Answer(str(picture), scores[0].label, scores[0].probability, tuple(scores)), text=text)
+
+    def _features(self, paths: Sequence[Path]) -> tuple[PictureFeatures, list[int], dict[int, str]]:
+        """Features of the readable pictures, their places in `paths`, and the reasons for the others."""
+        import torch
+
+        from fieldguide.model.projector import PictureFeatures
+        from fieldguide.train.features import embed_pictures
+
+        errors: dict[int, str] = {}
+        keys: list[str] = []
+        for i, path in enumerate(paths):
+            try:
+                keys.append(sha256_file(path))
+            except OSError as error:
+                keys.append("")
+                errors[i] = error.strerror or str(error)
+        readable = [i for i in range(len(paths)) if i not in errors]
+        table = embed_pictures([(paths[i], keys[i]) for i in readable], self.encoder)
+        present = set(table.keys)
+        places = [i for i in readable if keys[i] in present]
+        errors.update(
+            {i: table.failed.get(keys[i], "cannot be read") for i in readable if keys[i] not in present}
+        )
+        device = self.model.device
+        features = PictureFeatures(
+            torch.from_numpy(table.grid).to(device), torch.from_numpy(table.pooled).to(device)
+        )
+        return features, places, errors
+
+    def _scores(self, features: PictureFeatures, start: int, stop: int, top_k: int) -> list[list[LabelScore]]:
+        from fieldguide.answer.choose import choose
+
+        part = type(features)(features.grid[start:stop], features.pooled[start:stop])
+        return choose(
+            self.model,
+            self.answer_settings.question,
+            part,
+            self.trie,
+            top_k=top_k or self.answer_settings.top_k,
+            prefix=self._prefix,
+            temperature=self.temperature,
+        )
+
+
+def load_guide(folder: Path | str) -> Guide:
+    """Open a guide folder.
+
+    Raises:
+        GuideError: when it is missing, half written, of a newer version, or its parts do not belong together.
+    """
+    from fieldguide.data.notes import read_notes
+
+    folder = Path(folder)
+    manifest = folder / MANIFEST
+    if not manifest.is_file():
+        if (folder / "checkpoints").is_dir():
+            raise GuideError(
+                f"{folder}: its training is not finished", "run the same build or train command again"
+            )
+        raise GuideError(f"{folder}: no guide there", "fieldguide build PHOTOS --out " + str(folder))
+    info = read_json(manifest)
+    if info.get("schema", 0) > SCHEMA_VERSION:
+        raise GuideError(
+            f"{folder}: made by a newer version ({info['versions']['fieldguide']})", "update fieldguide"
+        )
+    for name, digest in info["files"].items():
+        if not (folder / name).is_file():
+            raise GuideError(f"{folder}: {name} is missing", "copy the whole guide folder, or build it again")
+        if sha256_file(folder / name) != digest:
+            raise GuideError(f"{folder}: {name} is not the one this guide was written with", "build it again")
+    notes = {note.label: note for note in read_notes(folder / NOTES_FILE)}
+    return Guide(folder, info, notes)

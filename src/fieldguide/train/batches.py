@@ -1,0 +1,54 @@
+"""Batches: rows of like length together, in an order that follows from (seed, epoch) alone."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fieldguide.train.rows import Row
+
+POOL = 50  # batches that are sorted by length together: little padding, still well mixed
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Rows side by side, right-padded."""
+
+    pictures: Tensor  # (B,) rows of the feature arrays
+    ids: Tensor  # (B, S)
+    supervised: Tensor  # (B, S) bool
+
+    @property
+    def targets(self) -> Tensor:
+        """(N,) the supervised tokens, in the order of `Assembled.forward`."""
+        return self.ids[self.supervised]
+
+
+def epoch_order(lengths: Sequence[int], batch_size: int, seed: int, epoch: int) -> list[list[int]]:
+    """Row numbers of each batch of an epoch; every row once.
+
+    Rows are shuffled, cut into pools, sorted by length inside a pool, batched, and the batches shuffled.
+    """
+    generator = np.random.default_rng([seed, epoch, 0])
+    order = generator.permutation(len(lengths))
+    batches: list[list[int]] = []
+    for start in range(0, len(order), batch_size * POOL):
+        pool = sorted(order[start : start + batch_size * POOL].tolist(), key=lambda i: lengths[i])
+        batches += [pool[i : i + batch_size] for i in range(0, len(pool), batch_size)]
+    return [batches[i] for i in generator.permutation(len(batches))]
+
+
+def collate(rows: Sequence[Row], device: torch.device | str = "cpu") -> Batch:
+    """Pad rows on the right; padding is never supervised."""
+    size = max(len(row.ids) for row in rows)
+    ids = torch.zeros(len(rows), size, dtype=torch.long)
+    supervised = torch.zeros(len(rows), size, dtype=torch.bool)
+    for i, row in enumerate(rows):
+        ids[i, : len(row.ids)] = torch.tensor(row.ids, dtype=torch.long)
+        supervised[i, : len(row.ids)] = torch.tensor(row.supervised, dtype=torch.bool)
+    pictures = torch.tensor([row.picture for row in rows], dtype=torch.long)
+    return Batch(pictures.to(device), ids.to(device), supervised.to(device))

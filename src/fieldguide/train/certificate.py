@@ -1,0 +1,77 @@
+"""What training changed and what it did not, measured, not hoped."""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fieldguide.errors import FieldguideError
+from fieldguide.train.checkpoint import trained
+
+
+def part_of(name: str) -> str:
+    """The part of the model a parameter belongs to, in the words of the report."""
+    if "lora_" in name:
+        return "language model: LoRA adapter"
+    if name.startswith("projector.patch"):
+        return "projector: patch tokens"
+    if name.startswith("projector."):
+        return "projector: summary tokens"
+    return "language model: base"
+
+
+def parts(model: nn.Module) -> dict[str, dict[str, int]]:
+    """Parameters and trained parameters of each part."""
+    found: dict[str, dict[str, int]] = {}
+    for name, parameter in model.named_parameters():
+        part = found.setdefault(part_of(name), {"parameters": 0, "trained": 0})
+        part["parameters"] += parameter.numel()
+        part["trained"] += parameter.numel() if parameter.requires_grad else 0
+    return found
+
+
+def frozen_hash(model: nn.Module) -> str:
+    """SHA-256 over every tensor that training must leave alone: frozen parameters and buffers."""
+    digest = hashlib.sha256()
+    learnt = set(trained(model))
+    for name, tensor in sorted(model.state_dict().items()):
+        if name not in learnt:
+            digest.update(name.encode())
+            digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
+def check_first_step(model: nn.Module, before: dict[str, Tensor]) -> None:
+    """After one step every trained part must have moved.
+
+    Raises:
+        FieldguideError: naming a part that stood still: it would never learn.
+    """
+    moved: dict[str, bool] = {}
+    for name, parameter in trained(model).items():
+        changed = not torch.equal(parameter.detach().cpu(), before[name].cpu())
+        moved[part_of(name)] = moved.get(part_of(name), False) or changed
+    still = [part for part, changed in moved.items() if not changed]
+    if still:
+        raise FieldguideError(
+            f"{', '.join(still)}: not changed by the first training step, so it would never learn"
+        )
+
+
+def weight_changes(model: nn.Module, before: dict[str, Tensor]) -> dict[str, dict[str, Any]]:
+    """For each trained part: tensors, tensors changed, and |after − before| / |before|."""
+    changes: dict[str, dict[str, Any]] = {}
+    for name, parameter in trained(model).items():
+        old, new = before[name].double().cpu(), parameter.detach().double().cpu()
+        part = changes.setdefault(part_of(name), {"tensors": 0, "changed": 0, "_moved": 0.0, "_size": 0.0})
+        part["tensors"] += 1
+        part["changed"] += int(not torch.equal(old, new))
+        part["_moved"] += float(((new - old) ** 2).sum())
+        part["_size"] += float((old**2).sum())
+    for part in changes.values():
+        size = part.pop("_size")
+        part["relative_change"] = (part.pop("_moved") / size) ** 0.5 if size else float("inf")
+    return changes

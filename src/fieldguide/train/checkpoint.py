@@ -1,0 +1,147 @@
+"""Checkpoints: everything that training needs to go on exactly, without pickle.
+
+A checkpoint is a folder `step-000050/` that appears in one rename: `tensors.safetensors` (trained parameters,
+optimizer moments, random state) and `state.json` (step, best value so far, history, and the identity of data,
+settings and weights). The learning rate and the order of the rows follow from the step and the seed, so they
+need no state. `start.safetensors` holds the parameters and the solved projector that training began with.
+"""
+
+from __future__ import annotations
+
+import re
+import shutil
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from fieldguide.errors import ResumeError
+from fieldguide.files import atomic_folder, atomic_path, read_json, write_json
+
+STEP_FOLDER = re.compile(r"step-(\d{6,})")
+
+
+@dataclass
+class Progress:
+    """How far training has come."""
+
+    step: int = 0  # optimizer steps done
+    epoch: int = 0  # the epoch under way
+    batch: int = 0  # batches of that epoch already used
+    best_epoch: int = -1
+    best_loss: float | None = None  # of the validation pictures
+    bad_epochs: int = 0  # epochs since the best
+    stopped: bool = False  # training is complete
+    supervised_tokens: int = 0
+    epoch_loss: float = 0.0  # sum over the batches of the epoch under way
+    history: list[dict[str, Any]] = field(default_factory=list)  # one entry an epoch
+
+
+def trained(model: nn.Module) -> dict[str, nn.Parameter]:
+    """The parameters that training changes, by name."""
+    return {name: p for name, p in model.named_parameters() if p.requires_grad}
+
+
+def save_checkpoint(
+    folder: Path,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    progress: Progress,
+    identity: dict[str, Any],
+) -> Path:
+    """Write `folder/step-N/`, whole or not at all."""
+    tensors: dict[str, Tensor] = {}
+    for name, parameter in trained(model).items():
+        tensors[f"parameter/{name}"] = parameter.detach()
+        for key, value in optimizer.state.get(parameter, {}).items():
+            tensors[f"optimizer/{key}/{name}"] = torch.as_tensor(value)
+    tensors["random/cpu"] = torch.get_rng_state()
+    for i in range(torch.cuda.device_count()):
+        tensors[f"random/cuda{i}"] = torch.cuda.get_rng_state(i)
+    path = folder / f"step-{progress.step:06d}"
+    with atomic_folder(path) as temporary:
+        save_file({k: v.contiguous().cpu() for k, v in tensors.items()}, temporary / "tensors.safetensors")
+        write_json(temporary / "state.json", {"identity": identity, "progress": asdict(progress)})
+    return path
+
+
+def load_checkpoint(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> Progress:
+    """Put a checkpoint's state into the model, the optimizer and the random generators.
+
+    Raises:
+        ResumeError: when the set of trained parameters is another.
+    """
+    tensors = load_file(path / "tensors.safetensors")
+    parameters = trained(model)
+    saved = {name.removeprefix("parameter/") for name in tensors if name.startswith("parameter/")}
+    if saved != set(parameters):
+        other = sorted(saved ^ set(parameters))
+        raise ResumeError(
+            f"{path}: other parameters were trained there ({other[0]} and {len(other) - 1} more)"
+        )
+    with torch.no_grad():
+        for name, parameter in parameters.items():
+            parameter.copy_(tensors[f"parameter/{name}"])
+    for key, tensor in tensors.items():
+        if key.startswith("optimizer/"):
+            _, moment, name = key.split("/", 2)
+            # AdamW keeps its step count on the CPU and the moments beside the parameter.
+            place = tensor.clone() if moment == "step" else tensor.to(parameters[name].device)
+            optimizer.state[parameters[name]][moment] = place
+    torch.set_rng_state(tensors["random/cpu"])
+    for i in range(torch.cuda.device_count()):
+        if f"random/cuda{i}" in tensors:
+            torch.cuda.set_rng_state(tensors[f"random/cuda{i}"], i)
+    return Progress(**read_json(path / "state.json")["progress"])
+
+
+def checkpoints(folder: Path) -> list[Path]:
+    """Complete checkpoints, oldest first."""
+    if not folder.is_dir():
+        return []
+    found = [path for path in folder.iterdir() if STEP_FOLDER.fullmatch(path.name)]
+    return sorted((p for p in found if (p / "state.json").is_file()), key=lambda p: int(p.name[5:]))
+
+
+def keep_last(folder: Path, count: int) -> None:
+    """Delete all but the last `count` checkpoints, and what killed writes left behind."""
+    for path in checkpoints(folder)[:-count]:
+        shutil.rmtree(path)
+
+
+def check_identity(path: Path, identity: dict[str, Any]) -> None:
+    """Refuse a checkpoint made with other data, settings or weights.
+
+    Raises:
+        ResumeError: naming each difference.
+    """
+    saved = read_json(path / "state.json")["identity"]
+    differences = [
+        key for key in sorted(saved.keys() | identity.keys()) if saved.get(key) != identity.get(key)
+    ]
+    if differences:
+        told = "; ".join(
+            f"{key}: was {_short(saved.get(key))}, is {_short(identity.get(key))}" for key in differences
+        )
+        raise ResumeError(
+            f"{path}: cannot resume, {told}", "train anew into another folder, or undo the change"
+        )
+
+
+def _short(value: Any) -> str:
+    text = str(value)
+    return text if len(text) <= 80 else text[:77] + "…"
+
+
+def save_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
+    """A safetensors file, whole or not at all."""
+    with atomic_path(path) as temporary:
+        save_file({k: v.detach().contiguous().cpu().clone() for k, v in tensors.items()}, temporary)
+
+
+def load_tensors(path: Path) -> dict[str, Tensor]:
+    """What `save_tensors` wrote."""
+    return load_file(path)

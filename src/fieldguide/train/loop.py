@@ -1,0 +1,237 @@
+"""The training loop: AdamW, cosine with warm-up, clipping, accumulation, early stopping, exact resume.
+
+It trains what `requires_grad` says, and nothing else: asserted after the first step, certified at the end.
+Everything random or scheduled follows from (seed, epoch, step), so a run that is killed at any moment and
+resumed gives the same bits as one that was not (on the CPU, in fp32).
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+from torch.nn.functional import cross_entropy
+
+from fieldguide.errors import FieldguideError, ResumeError
+from fieldguide.model.assemble import Assembled
+from fieldguide.model.projector import PictureFeatures
+from fieldguide.progress import progress_bar
+from fieldguide.settings import TrainSettings
+from fieldguide.train import certificate
+from fieldguide.train.batches import collate, epoch_order
+from fieldguide.train.checkpoint import (
+    Progress,
+    check_identity,
+    checkpoints,
+    keep_last,
+    load_checkpoint,
+    load_tensors,
+    save_checkpoint,
+    save_tensors,
+    trained,
+)
+from fieldguide.train.rows import Row
+
+START = "start.safetensors"  # trained parameters before the first step
+BEST = "best.safetensors"  # trained parameters of the best epoch
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """What training did. `model` in place holds the best epoch's parameters."""
+
+    progress: Progress
+    parts: dict[str, dict[str, int]]  # parameters and trained parameters of each part
+    changes: dict[str, dict[str, Any]]  # how far each trained part moved
+    frozen_unchanged: bool
+    seconds: float  # of this run; a resumed one counts from its resume
+
+
+class Loop:
+    """One training run in `folder` (its checkpoints).
+
+    Args:
+        model: projector and language model with its adapter; `requires_grad` says what trains.
+        rows_of: the rows of an epoch; must depend on the epoch alone.
+        features: of the training pictures, `Row.picture` numbers them.
+        validate: {"loss": …, "accuracy": …} of the validation pictures; None when there are none.
+        question: the words before the picture.
+        identity: what a checkpoint belongs to: data, settings and weights; resume refuses another.
+    """
+
+    def __init__(
+        self,
+        model: Assembled,
+        rows_of: Callable[[int], Sequence[Row]],
+        features: PictureFeatures,
+        validate: Callable[[], dict[str, float]] | None,
+        folder: Path,
+        settings: TrainSettings,
+        question: str,
+        identity: dict[str, Any],
+        announce: Callable[[str], None] = print,
+    ) -> None:
+        self.rows_of, self.validate, self.folder = rows_of, validate, folder
+        self.settings, self.question, self.identity, self.announce = settings, question, identity, announce
+        adapter = [p for name, p in trained(model).items() if not name.startswith("projector.")]
+        projector = [p for name, p in trained(model).items() if name.startswith("projector.")]
+        if not adapter and not projector:
+            raise FieldguideError("nothing to train: every parameter is frozen")
+        groups = [
+            {"params": adapter, "lr": settings.learning_rate, "peak": settings.learning_rate},
+            {"params": projector, "lr": 0.0, "peak": settings.projector_learning_rate},
+        ]
+        optimizer = torch.optim.AdamW([g for g in groups if g["params"]], weight_decay=settings.weight_decay)
+        self.accelerator = Accelerator()
+        self.model, self.optimizer = self.accelerator.prepare(model, optimizer)
+        device = self.accelerator.device
+        self.features = PictureFeatures(*(t.to(device) if t is not None else None for t in features))
+        self.lengths = [len(row.ids) for row in rows_of(0)]
+        self.batches_an_epoch = len(epoch_order(self.lengths, settings.batch_size, settings.seed, 0))
+        self.steps_an_epoch = math.ceil(self.batches_an_epoch / settings.accumulate)
+
+    @property
+    def total_steps(self) -> int:
+        return self.steps_an_epoch * self.settings.epochs
+
+    def run(self, *, resume: bool = False) -> TrainResult:
+        """Train to the end, from the beginning or from the last checkpoint.
+
+        Raises:
+            ResumeError: when there is nothing to resume, or it belongs to other data, settings or weights.
+        """
+        began = time.perf_counter()
+        progress = self._resume() if resume else self._begin()
+        before = load_tensors(self.folder / START)
+        frozen = certificate.frozen_hash(self.model)
+        with progress_bar("steps") as bar:
+            task = bar.add_task("training", total=self.total_steps, completed=progress.step)
+            while not progress.stopped:
+                self._epoch(progress, before, lambda: bar.advance(task))
+                self._close_epoch(progress)
+        if (self.folder / BEST).exists():
+            self._load_parameters(load_tensors(self.folder / BEST))
+        return TrainResult(
+            progress,
+            certificate.parts(self.model),
+            certificate.weight_changes(self.model, before),
+            certificate.frozen_hash(self.model) == frozen,
+            time.perf_counter() - began,
+        )
+
+    def _begin(self) -> Progress:
+        if checkpoints(self.folder):
+            raise ResumeError(
+                f"{self.folder}: holds an unfinished or finished training",
+                "continue it with --resume, or choose another folder",
+            )
+        torch.manual_seed(self.settings.seed)  # for dropout
+        save_tensors(self.folder / START, dict(trained(self.model)))
+        (self.folder / BEST).unlink(missing_ok=True)  # of a run that never reached a checkpoint
+        return Progress()
+
+    def _resume(self) -> Progress:
+        found = checkpoints(self.folder)
+        if not found:
+            raise ResumeError(f"{self.folder}: no checkpoint to resume", "train without --resume")
+        check_identity(found[-1], self.identity)
+        progress = load_checkpoint(found[-1], self.model, self.optimizer.optimizer)
+        self.announce(f"resuming at step {progress.step} of {self.total_steps}")
+        return progress
+
+    def _epoch(self, progress: Progress, before: dict[str, Tensor], advance: Callable[[], None]) -> None:
+        settings = self.settings
+        rows = self.rows_of(progress.epoch)
+        order = epoch_order(
+            [len(row.ids) for row in rows], settings.batch_size, settings.seed, progress.epoch
+        )
+        self.model.train()
+        while progress.batch < len(order):
+            window = order[progress.batch : progress.batch + settings.accumulate]
+            tokens = sum(rows[i].targets for numbers in window for i in numbers)
+            for numbers in window:
+                batch = collate([rows[i] for i in numbers], self.accelerator.device)
+                logits = self.model(
+                    self.question, self._pictures(batch.pictures), batch.ids, batch.supervised
+                )
+                # Summed over tokens, divided once: accumulating gives the gradient of the joined batch.
+                loss = cross_entropy(logits, batch.targets, reduction="sum") / tokens
+                self._check(loss, [rows[i].name for i in numbers])
+                self.accelerator.backward(loss)
+                progress.epoch_loss += loss.item()
+            self._step(progress)
+            progress.batch += len(window)
+            progress.supervised_tokens += tokens
+            if progress.step == 1:
+                certificate.check_first_step(self.model, before)
+            advance()
+            if progress.step % settings.checkpoint_every == 0 and progress.batch < len(order):
+                self._save(progress)
+
+    def _pictures(self, numbers: Tensor) -> PictureFeatures:
+        return PictureFeatures(*(t[numbers] if t is not None else None for t in self.features))
+
+    def _check(self, loss: Tensor, names: list[str]) -> None:
+        if not torch.isfinite(loss):
+            raise FieldguideError(
+                f"the loss became {loss.item()} at a batch with {', '.join(names[:3])}",
+                "lower train.learning_rate; the last checkpoint is whole",
+            )
+
+    def _step(self, progress: Progress) -> None:
+        factor = learning_rate_factor(progress.step, self.total_steps, self.settings.warmup)
+        for group in self.optimizer.param_groups:
+            group["lr"] = group["peak"] * factor
+        self.accelerator.clip_grad_norm_(list(trained(self.model).values()), self.settings.clip)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        progress.step += 1
+
+    def _close_epoch(self, progress: Progress) -> None:
+        """Validate, keep the best, decide whether to stop, and write a checkpoint."""
+        entry: dict[str, Any] = {"epoch": progress.epoch, "step": progress.step}
+        entry["loss"] = progress.epoch_loss / self.steps_an_epoch
+        self.model.eval()
+        if self.validate is not None:
+            entry.update({f"validation_{key}": value for key, value in self.validate().items()})
+        value = entry.get("validation_loss", entry["loss"])
+        if progress.best_loss is None or value < progress.best_loss:
+            progress.best_loss, progress.best_epoch, progress.bad_epochs = value, progress.epoch, 0
+            save_tensors(self.folder / BEST, dict(trained(self.model)))
+        else:
+            progress.bad_epochs += 1
+        progress.history.append(entry)
+        told = ", ".join(
+            f"{key.replace('_', ' ')} {value:.3f}"
+            for key, value in entry.items()
+            if key not in ("epoch", "step")
+        )
+        self.announce(f"epoch {progress.epoch + 1} of {self.settings.epochs}: {told}")
+        progress.epoch, progress.batch, progress.epoch_loss = progress.epoch + 1, 0, 0.0
+        tired = self.settings.patience and progress.bad_epochs >= self.settings.patience
+        progress.stopped = bool(progress.epoch >= self.settings.epochs or tired)
+        self._save(progress)
+
+    def _save(self, progress: Progress) -> None:
+        save_checkpoint(self.folder, self.model, self.optimizer.optimizer, progress, self.identity)
+        keep_last(self.folder, self.settings.keep)
+
+    def _load_parameters(self, tensors: dict[str, Tensor]) -> None:
+        with torch.no_grad():
+            for name, parameter in trained(self.model).items():
+                parameter.copy_(tensors[name])
+
+
+def learning_rate_factor(step: int, total: int, warmup: float) -> float:
+    """Linear warm-up over the first share of the steps, then half a cosine to 0 (Loshchilov, Hutter 2017)."""
+    rising = max(1, round(warmup * total))
+    if step < rising:
+        return (step + 1) / rising
+    return 0.5 * (1 + math.cos(math.pi * (step - rising) / max(1, total - rising)))

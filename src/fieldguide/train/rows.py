@@ -1,0 +1,114 @@
+"""Training rows: what is read and what is supervised, for every picture and for the reasons.
+
+A label row teaches the label. A reason row goes on, in the same conversation, with a follow-up question
+about the label and the answer from the notes; it is supervised at the label and at the reply, never at the
+question.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from fieldguide.errors import DataError
+from fieldguide.model.prompt import Prompt
+from fieldguide.records import Example, Note
+from fieldguide.settings import AnswerSettings, TrainSettings
+
+
+@dataclass(frozen=True)
+class Row:
+    """One training conversation after its picture."""
+
+    picture: int  # row of the feature arrays
+    ids: tuple[int, ...]  # tokens after the visual tokens
+    supervised: tuple[bool, ...]  # which of them are learnt
+    name: str = ""  # the example's picture, for error messages
+
+    @property
+    def targets(self) -> int:
+        return sum(self.supervised)
+
+
+def replies(note: Note, settings: AnswerSettings) -> list[tuple[str, str]]:
+    """(follow-up question, answer) pairs from a note. They speak of the label, not of the picture."""
+    pairs = []
+    if note.field_marks:
+        pairs.append((settings.why, f"Typical of {note.label}: {'; '.join(note.field_marks)}."))
+    if note.look_alikes or note.how_to_tell_apart:
+        alike = f"Most easily confused with {' and '.join(note.look_alikes)}." if note.look_alikes else ""
+        pairs.append((settings.confused, f"{alike} {note.how_to_tell_apart}".strip()))
+    if note.description:
+        pairs.append((settings.more, note.description.strip()))
+    return pairs
+
+
+def label_row(prompt: Prompt, picture: int, label: str, name: str) -> Row:
+    """The row that teaches one picture's label."""
+    opened, answer = prompt.after(), prompt.answer(label)
+    return _row(picture, name, [(opened, False), (answer, True)])
+
+
+def reason_row(prompt: Prompt, picture: int, label: str, name: str, question: str, reply: str) -> Row:
+    """The row that teaches one reply about a label, after the label itself."""
+    parts = [(prompt.after(), False), (prompt.answer(label), True)]
+    return _row(picture, name, [*parts, (prompt.follow_up(question), False), (prompt.reply(reply), True)])
+
+
+def _row(picture: int, name: str, parts: list[tuple[list[int], bool]]) -> Row:
+    ids = tuple(token for tokens, _ in parts for token in tokens)
+    supervised = tuple(learnt for tokens, learnt in parts for _ in tokens)
+    if sum(supervised) < 2:  # the end-of-turn token alone teaches nothing
+        raise DataError(f"{name}: nothing to learn in this row (its label or reply is empty)")
+    return Row(picture, ids, supervised, name)
+
+
+def epoch_rows(
+    prompt: Prompt,
+    examples: Sequence[Example],
+    notes: Mapping[str, Note],
+    train: TrainSettings,
+    answer: AnswerSettings,
+    epoch: int,
+) -> list[Row]:
+    """The rows of one epoch: every picture's label, and some pictures' reasons.
+
+    Which pictures carry a reason, and which follow-up, rotates with the epoch: the reasons depend on the
+    label alone, so a few a label are enough. The choice follows from (seed, epoch): resuming needs no state.
+
+    Args:
+        examples: training pictures; `Row.picture` is the position in this list.
+        notes: by label.
+    """
+    rows = [label_row(prompt, i, e.label, e.image) for i, e in enumerate(examples)]
+    generator = np.random.default_rng([train.seed, epoch, 1])
+    by_label: dict[str, list[int]] = {}
+    for i, e in enumerate(examples):
+        by_label.setdefault(e.label, []).append(i)
+    for label in sorted(by_label):
+        pairs = replies(notes[label], answer) if label in notes else []
+        if not pairs:
+            continue
+        chosen = generator.permutation(by_label[label])[: train.explain_per_label]
+        for k, picture in enumerate(chosen):
+            question, reply = pairs[(epoch + k) % len(pairs)]
+            name = examples[picture].image
+            rows.append(reason_row(prompt, int(picture), label, name, question, reply))
+    return rows
+
+
+def check_lengths(rows: Sequence[Row], before: int, visual: int, limit: int) -> None:
+    """Nothing is ever cut: a row longer than the model's context is refused by name.
+
+    Raises:
+        DataError: naming the rows.
+    """
+    long = sorted({row.name for row in rows if before + visual + len(row.ids) > limit})
+    if long:
+        names = ", ".join(long[:5]) + (f" and {len(long) - 5} more" if len(long) > 5 else "")
+        raise DataError(
+            f"{names}: longer than the language model's context of {limit} tokens",
+            "shorten the label's notes",
+        )

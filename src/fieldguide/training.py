@@ -1,0 +1,347 @@
+"""The train stage: a data set goes in, a guide folder comes out.
+
+Features from the cache → warm start → LoRA and projector training → calibration → guide folder.
+"""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from fieldguide.data.dataset import Dataset
+from fieldguide.data.notes import write_notes
+from fieldguide.errors import DataError, GuideError
+from fieldguide.files import atomic_path, fingerprint, sha256_file, write_json
+from fieldguide.guide import MANIFEST, NOTES_FILE, PICTURES_FILE, SCHEMA_VERSION, Guide, load_guide
+from fieldguide.records import Example, Note
+from fieldguide.settings import Recipe
+
+if TYPE_CHECKING:
+    from fieldguide.answer.trie import LabelTrie
+    from fieldguide.model.assemble import Assembled
+    from fieldguide.model.projector import PictureFeatures
+    from fieldguide.model.vision import VisionEncoder
+    from fieldguide.train.features import FeatureTable
+    from fieldguide.train.loop import TrainResult
+    from fieldguide.train.rows import Row
+    from fieldguide.train.warmstart import WarmStart
+
+
+@dataclass(frozen=True)
+class Pictures:
+    """The pictures of one split that have features, in step: examples[i], grid[i], pooled[i], targets[i]."""
+
+    examples: tuple[Example, ...]
+    grid: np.ndarray  # (n, P, C)
+    pooled: np.ndarray  # (n, D)
+    targets: np.ndarray  # (n,) label numbers
+
+    def __len__(self) -> int:
+        return len(self.examples)
+
+    def tensors(self, evidence: np.ndarray | None = None) -> PictureFeatures:
+        """Features as float32 tensors, with given evidence (n, R) or without."""
+        import torch
+
+        from fieldguide.model.projector import PictureFeatures
+
+        given = None if evidence is None else torch.from_numpy(evidence.astype(np.float32))
+        return PictureFeatures(torch.from_numpy(self.grid), torch.from_numpy(self.pooled), given)
+
+
+@dataclass(frozen=True)
+class Setup:
+    """Everything a training begins with."""
+
+    recipe: Recipe
+    dataset: Dataset
+    labels: tuple[str, ...]
+    notes: dict[str, Note]
+    encoder: VisionEncoder
+    train: Pictures
+    val: Pictures
+    start: WarmStart
+    model: Assembled
+    cards: dict[str, dict[str, str]]
+
+    @property
+    def trie(self) -> LabelTrie:
+        from fieldguide.answer.trie import LabelTrie
+
+        return LabelTrie({label: self.model.label_tokens(label) for label in self.labels})
+
+
+def train_guide(
+    dataset: Dataset,
+    out: Path | str,
+    recipe: Recipe | None = None,
+    *,
+    resume: bool = False,
+    encoder: VisionEncoder | None = None,
+    announce: Callable[[str], None] = print,
+) -> Guide:
+    """Train a guide on the train split; the val split chooses the epoch and the calibration.
+
+    Args:
+        dataset: at least two labels with training pictures.
+        out: the guide folder; its `checkpoints/` hold the state of the training.
+        recipe: settings; None for the defaults.
+        resume: go on from the last checkpoint; the result equals that of an uninterrupted run.
+        encoder: where the caller has loaded it already.
+
+    Raises:
+        DataError: when there is too little to learn from.
+        GuideError: when `out` already holds a guide.
+        ResumeError: when `resume` and data, settings or weights are not those of the checkpoint.
+    """
+    from fieldguide.train.loop import Loop
+
+    out = Path(out)
+    if (out / MANIFEST).exists():
+        raise GuideError(f"{out}: already holds a guide", "choose another folder, or delete this one")
+    setup = prepare(dataset, recipe or Recipe(), encoder, announce)
+    loop = Loop(
+        setup.model,
+        _rows(setup),
+        setup.train.tensors(setup.start.left_out),
+        _validation(setup) if len(setup.val) else None,
+        out / "checkpoints",
+        setup.recipe.train,
+        setup.recipe.answer.question,
+        _identity(setup),
+        announce,
+    )
+    result = loop.run(resume=resume)
+    return write_guide(out, setup, result)
+
+
+def prepare(
+    dataset: Dataset,
+    recipe: Recipe,
+    encoder: VisionEncoder | None = None,
+    announce: Callable[[str], None] = print,
+) -> Setup:
+    """Features, warm start and the model with its fresh adapter."""
+    from fieldguide.model.trained import model_cards
+    from fieldguide.model.vision import load_encoder
+    from fieldguide.train.features import embed_pictures
+
+    trained = {e.label for e in dataset.of("train") if e.label}
+    labels = tuple(label for label in dataset.labels if label in trained)
+    if len(labels) < 2:
+        raise DataError(
+            f"{dataset.folder}: {len(labels)} label(s) with training pictures; a guide needs at least two",
+            f"fieldguide look {dataset.folder}",
+        )
+    cards = model_cards()  # says at once when weights are missing
+    encoder = encoder or load_encoder(recipe.embed, announce)
+    wanted = [e for e in dataset.examples if e.split in ("train", "val") and e.label]
+    pictures = [(dataset.path(e), e.sha256) for e in wanted]
+    table = embed_pictures(pictures, encoder, batch_size=recipe.embed.batch_size, announce=announce)
+    _name_failed(table.failed, wanted, announce)
+    train, val = (pictures_of(dataset, table, labels, split) for split in ("train", "val"))
+    lost = set(labels) - {e.label for e in train.examples}
+    if lost:
+        raise DataError(f"{dataset.folder}: no training picture of {min(lost)!r} can be read", "import again")
+    start = warm_start(train, labels)
+    right = f"{start.left_out_accuracy:.1%} of the training pictures named rightly, each left out in turn"
+    announce(f"warm start: {right}")
+    model = new_model(labels, encoder, start, recipe)
+    notes = {label: note for label in labels if (note := dataset.note(label)) is not None}
+    return Setup(recipe, dataset, labels, notes, encoder, train, val, start, model, cards)
+
+
+def _name_failed(failed: dict[str, str], wanted: Sequence[Example], announce: Callable[[str], None]) -> None:
+    for example in wanted:
+        if example.sha256 in failed:
+            announce(f"left out: {example.image}: {failed[example.sha256]}")
+
+
+def pictures_of(dataset: Dataset, table: FeatureTable, labels: Sequence[str], split: str) -> Pictures:
+    """The pictures of a split with a known label and features, in the data set's order."""
+    row = {key: i for i, key in enumerate(table.keys)}
+    number = {label: i for i, label in enumerate(labels)}
+    examples = tuple(e for e in dataset.of(split) if e.label in number and e.sha256 in row)
+    rows = [row[e.sha256] for e in examples]
+    targets = np.array([number[e.label] for e in examples], dtype=np.int64)
+    return Pictures(examples, table.grid[rows], table.pooled[rows], targets)
+
+
+def warm_start(train: Pictures, labels: Sequence[str]) -> WarmStart:
+    """The ridge solution on the training pictures, groups left out together."""
+    from fieldguide.train.warmstart import solve
+
+    groups = np.unique([e.group or e.id for e in train.examples], return_inverse=True)[1]
+    return solve(train.grid, train.pooled, train.targets, len(labels), groups)
+
+
+def new_model(labels: Sequence[str], encoder: VisionEncoder, start: WarmStart, recipe: Recipe) -> Assembled:
+    """The starter's language model with a fresh adapter and a warm-started projector."""
+    import torch
+
+    from fieldguide.model.assemble import Assembled
+    from fieldguide.model.language import attach_adapter, load_language_model
+    from fieldguide.model.projector import Projector, ProjectorConfig
+    from fieldguide.model.prompt import Prompt
+    from fieldguide.model.starter import starter_folder
+    from fieldguide.model.trained import BASE_NAME
+    from fieldguide.train.warmstart import install, label_embeddings
+
+    settings = recipe.train
+    tokenizer, language = load_language_model(starter_folder("language"))
+    embedding = language.get_input_embeddings().weight
+    torch.manual_seed(settings.seed)  # the adapter and a patch projector start at random
+    adapted = attach_adapter(
+        language,
+        rank=settings.lora_rank,
+        alpha=settings.lora_alpha,
+        dropout=settings.lora_dropout,
+        base_name=BASE_NAME,
+    )
+    patches, channels = encoder.grid_shape
+    config = ProjectorConfig(
+        patches=patches,
+        channels=channels,
+        pooled=encoder.pooled_size,
+        hidden=embedding.shape[1],
+        evidence=len(labels) if settings.summary_tokens else 0,
+        summary_tokens=settings.summary_tokens,
+        patch_tokens=settings.patch_tokens,
+    )
+    projector, prompt = Projector(config), Prompt(tokenizer)
+    install(projector, start, label_embeddings(embedding, [prompt.words(label) for label in labels]))
+    return Assembled(tokenizer, adapted, projector, prompt)
+
+
+def _rows(setup: Setup) -> Callable[[int], list[Row]]:
+    """The rows of each epoch, checked to fit the language model's context."""
+    from fieldguide.train.rows import check_lengths, epoch_rows
+
+    model, recipe = setup.model, setup.recipe
+
+    def rows_of(epoch: int) -> list[Row]:
+        examples = setup.train.examples
+        return epoch_rows(model.prompt, examples, setup.notes, recipe.train, recipe.answer, epoch)
+
+    before = len(model.prompt.before(recipe.answer.question))
+    limit = model.language_model.config.max_position_embeddings
+    for epoch in range(min(3, recipe.train.epochs)):  # the three follow-up questions take turns
+        check_lengths(rows_of(epoch), before, model.projector.config.tokens, limit)
+    return rows_of
+
+
+def _identity(setup: Setup) -> dict[str, Any]:
+    """What a checkpoint belongs to."""
+    return {
+        "data set": setup.dataset.fingerprint,
+        "training settings": asdict(setup.recipe.train),
+        "questions": asdict(setup.recipe.answer),
+        "prompt": setup.model.prompt.template.to_dict(),
+        "features": f"{setup.encoder.key}-{setup.encoder.runtime_name}",
+        "weights": {role: card["sha256"] for role, card in setup.cards.items()},
+    }
+
+
+def _validation(setup: Setup) -> Callable[[], dict[str, float]]:
+    """Closed-set loss (nats) and accuracy on the validation pictures."""
+    from fieldguide.answer.choose import choose_all
+
+    model, val, trie = setup.model, setup.val, setup.trie
+    features, answer = val.tensors(), setup.recipe.answer
+
+    def validate() -> dict[str, float]:
+        rows = []
+        for i in range(0, len(val), answer.batch_size):
+            part = type(features)(
+                features.grid[i : i + answer.batch_size], features.pooled[i : i + answer.batch_size]
+            )
+            rows.append(np.asarray(choose_all(model, answer.question, part, trie)))
+        scores = np.concatenate(rows)  # (n, R) log-probabilities in the order of `labels`
+        loss = -scores[np.arange(len(val)), val.targets].mean()
+        return {"loss": float(loss), "accuracy": float((scores.argmax(1) == val.targets).mean())}
+
+    return validate
+
+
+def write_guide(out: Path, setup: Setup, result: TrainResult) -> Guide:
+    """Calibrate, then write the guide's parts, and `guide.json` last."""
+    from fieldguide.answer.calibrate import fit_temperature
+    from fieldguide.model.trained import ADAPTER_FOLDER, BASE_NAME, PROJECTOR_FILE, save_assembled
+
+    setup.model.eval()
+    actual = [setup.labels[target] for target in setup.val.targets]
+    calibration = fit_temperature(
+        setup.model, setup.recipe.answer.question, setup.val.tensors(), actual, setup.trie
+    )
+    save_assembled(out, setup.model)
+    write_notes(out / NOTES_FILE, list(setup.notes.values()))
+    _write_pictures(out / PICTURES_FILE, [*setup.train.examples, *setup.val.examples])
+    names = (f"{ADAPTER_FOLDER}/adapter_model.safetensors", PROJECTOR_FILE, NOTES_FILE)
+    identity = {
+        "labels": list(setup.labels),
+        "template": setup.model.prompt.template.to_dict(),
+        "projector": setup.model.projector.config.to_dict(),
+        "files": {name: sha256_file(out / name) for name in names},
+        "encoder": {"key": setup.encoder.key, "runtime": setup.encoder.runtime_name},
+        "base_model": {"name": BASE_NAME, "sha256": setup.cards["language model"]["sha256"]},
+        "calibration": calibration.to_dict(),
+        "settings": setup.recipe.to_dict(),
+    }
+    record = {
+        "schema": SCHEMA_VERSION,
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        "fingerprint": fingerprint(identity),
+        **identity,
+        "models": setup.cards,
+        "dataset": {
+            "fingerprint": setup.dataset.fingerprint,
+            "counts": setup.dataset.info["counts"],
+            "licences": sorted({e.licence for e in setup.dataset.examples if e.licence}),
+        },
+        "training": _record(setup, result),
+        "versions": {
+            "python": platform.python_version(),
+            **{name: version(name) for name in ("fieldguide", "torch", "transformers", "peft")},
+        },
+    }
+    write_json(out / MANIFEST, record)
+    return load_guide(out)
+
+
+def _record(setup: Setup, result: TrainResult) -> dict[str, Any]:
+    progress, start = result.progress, setup.start
+    return {
+        "training_pictures": len(setup.train),
+        "validation_pictures": len(setup.val),
+        "epochs": progress.epoch,
+        "best_epoch": progress.best_epoch + 1,
+        "steps": progress.step,
+        "supervised_tokens": progress.supervised_tokens,
+        "seconds": round(result.seconds, 1),
+        "warm_start": {
+            "penalty": start.penalty,
+            "pooled_share": start.pooled_share,
+            "left_out_accuracy": start.left_out_accuracy,
+        },
+        "parts": result.parts,
+        "changes": result.changes,
+        "frozen_parts_unchanged": result.frozen_unchanged,
+        "history": progress.history,
+    }
+
+
+def _write_pictures(path: Path, examples: Sequence[Example]) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    names = ("id", "image", "sha256", "phash", "label", "split")
+    table = pa.table({name: pa.array([getattr(e, name) for e in examples], pa.string()) for name in names})
+    with atomic_path(path) as temporary:
+        pq.write_table(table, temporary)
