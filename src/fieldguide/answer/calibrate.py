@@ -1,0 +1,174 @@
+"""Fits the temperature that makes stated probabilities true, on validation pictures (Guo et al. 2017).
+
+Only the branches on the way to the right label matter for its likelihood, and along them the negative
+log-likelihood is convex in 1/temperature: one bounded search finds the best.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from scipy.optimize import minimize_scalar
+from torch import Tensor
+
+from fieldguide.answer.choose import choose, parts
+from fieldguide.answer.forest import Forest
+from fieldguide.answer.trie import LabelTrie
+from fieldguide.errors import GuideError
+from fieldguide.model.assemble import Assembled
+from fieldguide.model.projector import PictureFeatures
+
+LOWEST, HIGHEST = 0.25, 10.0
+FEWEST = 20  # pictures; fewer cannot tell a temperature
+BINS = 10  # of the calibration error
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """A temperature, and what it does on the pictures it was fitted on."""
+
+    temperature: float
+    pictures: int
+    nll_before: float  # mean negative log-likelihood of the right label, in nats
+    nll_after: float
+    ece_before: float  # expected calibration error of the first answer, in [0, 1]
+    ece_after: float
+    note: str = ""  # why the temperature was left at 1, "" when it was fitted
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class _Decision:
+    """One branch on the way to one picture's right label."""
+
+    logits: Tensor  # of the tokens allowed there
+    right: int
+
+
+def calibrate(
+    model: Assembled,
+    question: str,
+    features: PictureFeatures,
+    labels: Sequence[str],
+    trie: LabelTrie,
+    *,
+    batch_size: int = 16,
+) -> Calibration:
+    """Fit the temperature for `choose` on N validation pictures.
+
+    Args:
+        features: of the N pictures, none of which trained the model.
+        labels: their N right labels, all of them in the trie.
+
+    Raises:
+        GuideError: when a label is not in the trie.
+    """
+    numbers = {label: number for number, label in enumerate(trie.labels)}
+    if unknown := sorted({label for label in labels if label not in numbers}):
+        raise GuideError(
+            f"validation pictures have labels that the guide does not know: {', '.join(unknown)}"
+        )
+    decisions: list[_Decision] = []
+    for part, names in _batches(features, labels, batch_size):
+        decisions += _decisions(model, question, part, [numbers[name] for name in names], trie)
+    count, note = len(labels), ""
+    if count < FEWEST:
+        temperature = 1.0
+        note = f"left as it is: only {count} validation pictures, {FEWEST} are needed"
+    elif not decisions:
+        temperature, note = 1.0, "there is only one label"
+    else:
+        temperature = fit_temperature([(decision.logits, decision.right) for decision in decisions])
+    before = _calibration_error(model, question, features, labels, trie, 1.0, batch_size)
+    after = before
+    if temperature != 1:
+        after = _calibration_error(model, question, features, labels, trie, temperature, batch_size)
+    return Calibration(
+        temperature,
+        count,
+        _nll(decisions, 1.0) / max(1, count),
+        _nll(decisions, temperature) / max(1, count),
+        before,
+        after,
+        note,
+    )
+
+
+def fit_temperature(decisions: Sequence[tuple[Tensor, int]]) -> float:
+    """The temperature of the least negative log-likelihood, within [0.25, 10].
+
+    Args:
+        decisions: for each decision the logits of what was allowed, and the place of what was right.
+    """
+    recorded = [_Decision(logits, right) for logits, right in decisions]
+    # In terms of 1/temperature the sum is convex: one minimum.
+    found = minimize_scalar(
+        lambda sharpness: _nll(recorded, 1 / sharpness), bounds=(1 / HIGHEST, 1 / LOWEST), method="bounded",
+        options={"xatol": 1e-4},
+    )  # fmt: skip
+    return float(np.clip(1 / found.x, LOWEST, HIGHEST))
+
+
+def expected_calibration_error(confidence: Sequence[float], right: Sequence[bool]) -> float:
+    """Mean distance between stated probability and share of right answers, over bins of equal width."""
+    stated, true = np.asarray(confidence, dtype=float), np.asarray(right, dtype=float)
+    if not len(stated):
+        return 0.0
+    place = np.minimum((stated * BINS).astype(int), BINS - 1)
+    gaps = (abs(stated[place == b].sum() - true[place == b].sum()) for b in range(BINS))
+    return float(sum(gaps) / len(stated))
+
+
+def _batches(
+    features: PictureFeatures, labels: Sequence[str], size: int
+) -> Iterator[tuple[PictureFeatures, Sequence[str]]]:
+    for first in range(0, len(labels), size):
+        rows = slice(first, first + size)
+        evidence = None if features.evidence is None else features.evidence[rows]
+        yield PictureFeatures(features.grid[rows], features.pooled[rows], evidence), labels[rows]
+
+
+@torch.no_grad()
+def _decisions(
+    model: Assembled, question: str, features: PictureFeatures, numbers: Sequence[int], trie: LabelTrie
+) -> Iterator[_Decision]:
+    """The decisions on the way to the right label of each picture of a batch."""
+    right = iter(numbers)
+    for part in parts(model.start(question, features)):
+        taken = [(row, *step) for row in range(len(part)) for step in trie.routes[next(right)]]
+        branches = [trie.branches[number] for _, number, _ in taken]
+        wanted = [(row, branch.path) for (row, _, _), branch in zip(taken, branches, strict=True)]
+        logits = Forest(model, part).logits(wanted, [branch.tokens for branch in branches])
+        yield from (_Decision(values, place) for values, (_, _, place) in zip(logits, taken, strict=True))
+
+
+def _nll(decisions: Sequence[_Decision], temperature: float) -> float:
+    """Negative log-likelihood, in nats, summed over the decisions."""
+    return sum(
+        float((one.logits / temperature).logsumexp(0) - one.logits[one.right] / temperature)
+        for one in decisions
+    )
+
+
+def _calibration_error(
+    model: Assembled,
+    question: str,
+    features: PictureFeatures,
+    labels: Sequence[str],
+    trie: LabelTrie,
+    temperature: float,
+    batch_size: int,
+) -> float:
+    confidence: list[float] = []
+    right: list[bool] = []
+    for part, names in _batches(features, labels, batch_size):
+        answers = choose(model, question, part, trie, top_k=1, temperature=temperature)
+        confidence += [scores[0].probability for scores in answers]
+        right += [scores[0].label == name for scores, name in zip(answers, names, strict=True)]
+    return expected_calibration_error(confidence, right)

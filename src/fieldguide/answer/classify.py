@@ -1,0 +1,234 @@
+"""Names thousands of pictures, into one table; killed at any moment, it goes on where it was.
+
+    classify_pictures(load_guide("fish.guide"), [Path("inbox")], Path("names.csv"))
+
+Rows are kept in a ledger beside the table (`names.csv.ledger`) while they are computed. The table itself is
+written last, whole or not at all, and then the ledger is deleted.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from fieldguide.data.rows import printable, walk
+from fieldguide.errors import DataError, SettingsError
+from fieldguide.files import atomic_path, fingerprint
+from fieldguide.jobs.ledger import Ledger
+from fieldguide.progress import progress_bar
+from fieldguide.records import Answer
+
+ROWS_A_WRITE = 1000  # of a Parquet row group
+
+
+class PictureNamer(Protocol):
+    """What classifying needs of a guide."""
+
+    @property
+    def fingerprint(self) -> str:
+        """Identity of everything that an answer depends on."""
+        ...
+
+    def classify(self, pictures: Sequence[Path], top_k: int = 5) -> list[Answer]:
+        """One answer a picture, in their order; a picture that cannot be read has its error in it."""
+        ...
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What was done."""
+
+    out: Path
+    pictures: int
+    unreadable: int
+    resumed: int  # rows that an earlier run had finished
+    labels: Mapping[str, int]  # pictures named so, most frequent first
+    seconds: float
+
+
+def classify_pictures(
+    guide: PictureNamer,
+    sources: Sequence[Path | str],
+    out: Path | str,
+    *,
+    top_k: int = 5,
+    batch_size: int = 16,
+    announce: Callable[[str], None] = print,
+) -> Summary:
+    """Name all pictures of some files and folders.
+
+    Args:
+        guide: answers a batch of pictures.
+        sources: files, and folders that are searched with all their sub-folders, hidden ones left out. There
+            pictures are told by extension or first bytes; a file named here is always taken.
+        out: the table; its extension chooses the form: .csv, .jsonl or .parquet. Columns: image, label,
+            probability, runner_up_1, runner_up_1_probability, …, error.
+        top_k: labels a picture, the first included.
+        batch_size: pictures answered, and kept, at once.
+        announce: is told what is going on.
+
+    Raises:
+        SettingsError: when the form of the table is unknown or a number is below 1.
+        DataError: when a source does not exist or there are no pictures.
+        ResumeError: when the ledger beside the table belongs to other work.
+    """
+    started, out = time.monotonic(), Path(out)
+    write = _writer(out)
+    if top_k < 1 or batch_size < 1:
+        raise SettingsError(f"top_k={top_k} and batch_size={batch_size} must be at least 1")
+    pictures = find_pictures(sources)
+    keys = {path: _key(path) for path in pictures}
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with Ledger(ledger_path(out), fingerprint({"guide": guide.fingerprint, "top_k": top_k})) as ledger:
+        done = ledger.done()
+        todo = [path for path in pictures if keys[path] not in done]
+        resumed = len(pictures) - len(todo)
+        announce(f"{len(pictures):,} pictures" + (f", {resumed:,} of them already done" if resumed else ""))
+        _answer(guide, todo, keys, ledger, top_k, batch_size, len(pictures))
+        columns = _columns(ledger.rows(keys.values()))
+        rows = (_row(path, ledger, keys, columns) for path in pictures)
+        labels: Counter[str] = Counter()
+        with atomic_path(out) as temporary:
+            write(temporary, columns, _counted(rows, labels))
+        ledger.discard()
+    unreadable = labels.pop("", 0)
+    summary = Summary(
+        out, len(pictures), unreadable, resumed, dict(labels.most_common()), time.monotonic() - started
+    )
+    announce(f"{out}: {summary.pictures:,} rows" + (f", {unreadable:,} with an error" if unreadable else ""))
+    return summary
+
+
+def find_pictures(sources: Sequence[Path | str]) -> list[Path]:
+    """The pictures of some files and folders, in the order given, folders in natural order, each once.
+
+    Raises:
+        DataError: when a source does not exist or there are no pictures.
+    """
+    found: dict[Path, None] = {}
+    for source in map(Path, sources):
+        if source.is_dir():
+            found.update(dict.fromkeys(walk(source).pictures))
+        elif source.exists():
+            found[source] = None
+        else:
+            raise DataError(f"{source}: no such file or folder")
+    if not found:
+        raise DataError(f"no pictures in {', '.join(map(str, sources)) or 'nothing'}")
+    return list(found)
+
+
+def ledger_path(out: Path) -> Path:
+    """Where finished rows are kept until the table is written."""
+    return out.with_name(out.name + ".ledger")
+
+
+def _key(path: Path) -> str:
+    """Identity of a picture's present content: when the file changes, its row is computed anew."""
+    try:
+        status = path.stat()
+    except OSError:
+        return os.fspath(path)
+    return f"{status.st_size} {status.st_mtime_ns} {path}"
+
+
+def _answer(
+    guide: PictureNamer,
+    todo: Sequence[Path],
+    keys: Mapping[Path, str],
+    ledger: Ledger,
+    top_k: int,
+    batch_size: int,
+    total: int,
+) -> None:
+    with progress_bar("pictures") as bar:
+        task = bar.add_task("classify", total=total, completed=total - len(todo))
+        for first in range(0, len(todo), batch_size):
+            batch = todo[first : first + batch_size]
+            answers = guide.classify(batch, top_k)
+            # strict: a missing answer must not shift the rows
+            ledger.put((keys[path], _payload(one)) for path, one in zip(batch, answers, strict=True))
+            bar.advance(task, len(batch))
+
+
+def _payload(answer: Answer) -> dict[str, Any]:
+    if answer.error:
+        return {"error": answer.error}
+    return {"scores": [[score.label, score.probability] for score in answer.scores]}
+
+
+def _columns(rows: Iterable[tuple[str, dict[str, Any]]]) -> list[str]:
+    """As many runners-up as there are: a guide of three labels has two, whatever top_k says."""
+    most = max((len(payload.get("scores", ())) for _, payload in rows), default=0)
+    runners = [f"runner_up_{n}{end}" for n in range(1, most) for end in ("", "_probability")]
+    return ["image", "label", "probability", *runners, "error"]
+
+
+def _row(path: Path, ledger: Ledger, keys: Mapping[Path, str], columns: Sequence[str]) -> dict[str, Any]:
+    """A row of the table; None where there is nothing to say."""
+    [(_, payload)] = ledger.rows([keys[path]])
+    row: dict[str, Any] = dict.fromkeys(columns)
+    row["image"] = printable(path)
+    row["error"] = payload.get("error")
+    for place, (label, probability) in enumerate(payload.get("scores", ())):
+        name = f"runner_up_{place}" if place else "label"
+        row[name] = label
+        row[f"{name}_probability" if place else "probability"] = probability
+    return row
+
+
+def _counted(rows: Iterable[dict[str, Any]], labels: Counter[str]) -> Iterator[dict[str, Any]]:
+    for row in rows:
+        labels[row["label"] or ""] += 1
+        yield row
+
+
+# ---- forms of the table
+
+Write = Callable[[Path, Sequence[str], Iterable[dict[str, Any]]], None]
+
+
+def _writer(out: Path) -> Write:
+    writers: dict[str, Write] = {".csv": _write_csv, ".jsonl": _write_jsonl, ".parquet": _write_parquet}
+    if out.suffix.lower() not in writers:
+        raise SettingsError(
+            f"{out}: the table must end in {', '.join(writers)}", f"try {out.with_suffix('.csv')}"
+        )
+    return writers[out.suffix.lower()]
+
+
+def _write_csv(path: Path, columns: Sequence[str], rows: Iterable[dict[str, Any]]) -> None:
+    with open(path, "w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, columns)
+        writer.writeheader()
+        writer.writerows(rows)  # None becomes an empty cell
+
+
+def _write_jsonl(path: Path, columns: Sequence[str], rows: Iterable[dict[str, Any]]) -> None:
+    with open(path, "w", encoding="utf-8", newline="\n") as file:
+        for row in rows:
+            file.write(json.dumps(row, ensure_ascii=False) + "\n")
+
+
+def _write_parquet(path: Path, columns: Sequence[str], rows: Iterable[dict[str, Any]]) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    schema = pa.schema(
+        [(name, pa.float64() if name.endswith("probability") else pa.string()) for name in columns]
+    )
+    with pq.ParquetWriter(path, schema) as writer:
+        waiting: list[dict[str, Any]] = []
+        for row in rows:
+            waiting.append(row)
+            if len(waiting) == ROWS_A_WRITE:
+                writer.write_table(pa.Table.from_pylist(waiting, schema))
+                waiting = []
+        writer.write_table(pa.Table.from_pylist(waiting, schema))
