@@ -68,7 +68,7 @@ class Health:
 
 def examine() -> Health:
     """Look at the machine; loads PyTorch to see its devices, and starts nothing."""
-    from fieldguide.model.runtime import measured_rates, processor, threads
+    from fieldguide.model.runtime import gpus, measured_rates, processor, threads
 
     cache = cache_dir()
     return Health(
@@ -78,7 +78,7 @@ def examine() -> Health:
         processor=processor(),
         memory_gb=round(_memory() / 1e9, 1),
         free_disk_gb=round(shutil.disk_usage(_existing(cache)).free / 1e9, 1),
-        gpus=_gpus(),
+        gpus=gpus(),
         packages=_packages(),
         models=_models(),
         extras=_extras(),
@@ -126,16 +126,6 @@ def _memory() -> int:
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     except (AttributeError, ValueError, OSError):  # not on Windows
         return 0
-
-
-def _gpus() -> tuple[str, ...]:
-    if importlib.util.find_spec("torch") is None:
-        return ()
-    import torch
-
-    if torch.cuda.is_available():
-        return tuple(torch.cuda.get_device_name(number) for number in range(torch.cuda.device_count()))
-    return ("Apple (MPS)",) if torch.backends.mps.is_available() else ()
 
 
 def _packages() -> dict[str, str]:

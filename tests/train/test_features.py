@@ -281,3 +281,33 @@ def test_the_real_encoder_resumes_bit_identical(tmp_path: Path) -> None:
     assert whole.grid.shape == (6, 16, 520)
     assert resumed.grid.tobytes() == whole.grid.tobytes()
     assert resumed.pooled.tobytes() == whole.pooled.tobytes()
+
+
+@pytest.mark.starter
+def test_the_command_fills_the_cache_and_names_what_it_leaves_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from typer.testing import CliRunner
+
+    from fieldguide.cli import app
+    from fieldguide.data.dataset import write_dataset
+    from fieldguide.model.starter import starter_folder
+    from fieldguide.records import Example
+
+    weights = starter_folder("encoder")
+    monkeypatch.setenv("FIELDGUIDE_CACHE", str(tmp_path / "cache"))
+    (tmp_path / "cache" / "models").mkdir(parents=True)
+    (tmp_path / "cache" / "models" / weights.name).symlink_to(weights)
+    pairs = make_pictures(tmp_path / "in", 3)
+    examples = [
+        Example(path.stem, os.path.relpath(path, tmp_path / "set"), sha256, label="a", split="train")
+        for path, sha256 in pairs
+    ]
+    write_dataset(tmp_path / "set", examples, [], {}, [], {})
+    pairs[1][0].write_bytes(b"")
+    command = ["embed", str(tmp_path / "set"), "--set", "embed.runtime=torch", "--set", "embed.grid=2"]
+    result = CliRunner().invoke(app, command)
+    assert result.exit_code == 0, result.output
+    assert "2 pictures have features (4 × 520 and 1280 numbers, by torch)" in result.output
+    assert f"left out: {pairs[1][0]}: changed since it was imported" in result.output
+    assert len(list((tmp_path / "cache" / "features").rglob("shard-*"))) == 1

@@ -312,3 +312,12 @@ def processor() -> str:
             if line.startswith("model name"):
                 return line.partition(":")[2].strip()
     return platform.processor()
+
+
+def gpus() -> tuple[str, ...]:
+    """Names of the devices, besides the processor, that PyTorch can use."""
+    import torch
+
+    if torch.cuda.is_available():
+        return tuple(torch.cuda.get_device_name(number) for number in range(torch.cuda.device_count()))
+    return ("Apple (MPS)",) if torch.backends.mps.is_available() else ()
