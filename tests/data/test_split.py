@@ -46,7 +46,8 @@ def test_no_tie_ever_crosses_splits(
             assert (result.splits[index], result.groups[index]) == ("", "")
             clash = result.left_out[index]
             assert clash.split != given_[index] or before[index]
-            assert any({index, clash.other} <= set(tie.members) for tie in ties)
+            assert any(index in tie.members for tie in ties)
+            assert result.splits[clash.other] == clash.split != ""
         else:
             assert result.splits[index] in ("train", "val", "test")
     for tie in ties:
@@ -135,6 +136,14 @@ def test_duplicate_across_given_splits_keeps_the_test_picture() -> None:
     assert set(result.left_out) == {0, 3, 4}
     assert result.left_out[0].split == "test"
     assert result.splits[1:3] == ("test", "val")
+
+
+def test_a_group_that_the_source_tore_apart_is_left_out_as_a_whole() -> None:
+    """Train – train – test: the far training picture shows the same thing as the one for testing."""
+    ties = [Tie((0, 1), "near-duplicate"), Tie((1, 2), "near-duplicate")]
+    result = place(3, given=["train", "train", "test"], ties=ties)
+    assert set(result.left_out) == {0, 1}
+    assert (result.left_out[0].other, result.left_out[0].split) == (2, "test")
 
 
 def test_a_chain_of_new_pictures_cannot_bridge() -> None:

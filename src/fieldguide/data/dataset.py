@@ -64,7 +64,11 @@ class Dataset:
 
     def path(self, example: Example) -> Path:
         """Absolute path of an example's picture."""
-        return Path(os.path.normpath(self.folder / example.image))
+        return Path(os.path.normpath(self._real_folder / example.image))
+
+    @cached_property
+    def _real_folder(self) -> Path:
+        return self.folder.resolve()  # ".." after a link leads elsewhere than it reads
 
     def note(self, label: str) -> Note | None:
         """The note of a label, if the owner wrote one."""

@@ -92,6 +92,7 @@ def place_groups(
     for group in groups:
         for index in group.members:
             names[index], splits[index] = group.key, group.split
+    left_out = {index: Clash(c.other, splits[c.other], c.reason) for index, c in left_out.items()}
     return Placement(tuple(names), tuple(splits), left_out)
 
 
@@ -137,21 +138,23 @@ def _unite(
     sha256s: Sequence[str], ties: Sequence[Tie], allowed: Sequence[frozenset[str]]
 ) -> tuple[_Union, dict[int, Clash]]:
     """Join tied pictures one by one, the most firmly placed first; leave out who would bridge two sides."""
+    left_out = _split_by_source(ties, allowed)
     ties_of: dict[int, list[int]] = defaultdict(list)
     for number, tie in enumerate(ties):
         for index in tie.members:
             ties_of[index].append(number)
-    union, left_out = _Union(allowed), {}
+    union = _Union(allowed)
     present: dict[int, int] = {}  # tie -> a member already joined
     for index in sorted(range(len(sha256s)), key=lambda i: (_firmness(allowed[i]), sha256s[i])):
+        if index in left_out:
+            continue
         neighbours = {number: present[number] for number in ties_of[index] if number in present}
         common = allowed[index]
         clash: Clash | None = None
         for number, neighbour in neighbours.items():
             there = union.allowed[union.root(neighbour)]
             if not common & there:
-                firm = min(there, key=_STRENGTH.__getitem__)
-                clash = Clash(neighbour, firm, ties[number].reason)
+                clash = Clash(neighbour, "", ties[number].reason)
                 break
             common &= there
         if clash:
@@ -162,6 +165,33 @@ def _unite(
         for neighbour in neighbours.values():
             union.join(index, neighbour)
     return union, left_out
+
+
+def _split_by_source(ties: Sequence[Tie], allowed: Sequence[frozenset[str]]) -> dict[int, Clash]:
+    """Whole groups that were put on two sides before: only what lies in the firmest split is kept.
+
+    Also pictures tied to that side through others of the group are left out, not just direct neighbours.
+    Pictures that are free to go anywhere do not count here: one that ties two sides is itself at fault.
+    """
+    union = _Union(allowed)
+    placed = [tuple(i for i in tie.members if len(allowed[i]) < len(SPLITS)) for tie in ties]
+    reasons: dict[int, str] = {}
+    for members, tie in zip(placed, ties, strict=True):
+        for index in members:
+            union.join(members[0], index)
+            reasons.setdefault(index, tie.reason)
+    left_out: dict[int, Clash] = {}
+    torn: dict[int, list[int]] = defaultdict(list)
+    for index in reasons:
+        if not union.allowed[union.root(index)]:
+            torn[union.root(index)].append(index)
+    for members_of in torn.values():
+        firmest = min(members_of, key=lambda index: (_firmness(allowed[index]), index))
+        (split,) = allowed[firmest]
+        for index in members_of:
+            if split not in allowed[index]:
+                left_out[index] = Clash(firmest, "", reasons[index])
+    return left_out
 
 
 def _firmness(allowed: frozenset[str]) -> tuple[int, int]:
