@@ -142,7 +142,9 @@ def _decode(file: IO[bytes], shrink_to: int | None, max_pixels: int) -> Picture:
         rgb = rgb.transpose(_TURNS[orientation])
         if orientation >= 5:
             width, height = height, width
-    rgb.info = {}  # or a later save would attach the old profile and the old EXIF to the new pixels
+    elif rgb is image:
+        rgb = image._new(image.im)  # a plain picture without the file's other parts; `copy` would cost 10%
+    rgb.info = {}  # or a later save would attach the old profile to the new pixels
     return Picture(rgb, width, height, kind, taken, camera)
 
 
