@@ -204,12 +204,12 @@ def import_command(
 def look_command(
     dataset: DatasetFolder,
     out: Annotated[
-        Path | None, typer.Option("--out", "-o", metavar="PAGE", help="The page; DATASET/look.html if not given.")
+        Path | None, typer.Option("--out", "-o", metavar="PAGE", help="The page, else DATASET/look.html.")
     ] = None,
     recipe: RecipeFile = None,
     settings: Overrides = None,
 ) -> None:
-    """Show a data set on one offline page: counts, duplicates, problems, and labels that are probably wrong."""
+    """Show a data set on one offline page: counts, duplicates, problems, labels that are probably wrong."""
     from fieldguide.data.dataset import load_dataset
     from fieldguide.report.look import look_at
     from fieldguide.settings import load_recipe, parse_overrides
@@ -217,7 +217,7 @@ def look_command(
     pictures = load_dataset(dataset)
     features, remark = _cached_features(pictures, load_recipe(recipe, parse_overrides(settings or [])).embed)
     if remark:
-        typer.echo(f"{remark}\n→ fieldguide embed {dataset}", err=True)
+        typer.echo(remark, err=True)
     found = look_at(pictures, out, features)
     typer.echo(f"{found.page}: {len(pictures.examples)} pictures, {len(found.problems)} problems")
     if features:
@@ -238,15 +238,16 @@ def _cached_features(dataset: Any, settings: Any) -> tuple[Any, str]:
     try:
         encoder = load_encoder(settings, announce=lambda line: None)
     except ModelMissing as error:
-        return None, f"doubtful labels and odd ones out are left out: {error}"
+        return None, f"doubtful labels are left out: {error.message}\n→ {error.hint}"
     store = Store(feature_folder(encoder), encoder)
     wanted = list(dict.fromkeys(example.sha256 for example in dataset.examples))
     keys = tuple(key for key in wanted if key in store.places)
+    command = f"fieldguide embed {dataset.folder}"
     if not keys:
-        return None, "doubtful labels and odd ones out are left out: they need features of the pictures"
+        return None, f"doubtful labels are left out: they need features of the pictures\n→ {command}"
     missing = len(wanted) - len(keys)
-    remark = f"{missing} of {len(wanted)} pictures have no features and are not judged" if missing else ""
-    return Features(keys, *store.gather(keys)), remark
+    remark = f"{missing} of {len(wanted)} pictures have no features, and are not judged\n→ {command}"
+    return Features(keys, *store.gather(keys)), remark if missing else ""
 
 
 @app.command("embed", rich_help_panel=STAGES)
@@ -270,8 +271,8 @@ def embed_command(
         typer.echo(f"left out: {_named(key, pictures)}: {reason}", err=True)
     patches, channels = encoder.grid_shape
     typer.echo(
-        f"{len(table.keys)} pictures have features ({patches} × {channels} and {encoder.pooled_size} numbers, "
-        f"by {encoder.runtime_name}) in {feature_folder(encoder)}"
+        f"{len(table.keys)} pictures have features ({patches} × {channels} and {encoder.pooled_size} numbers, by "
+        f"{encoder.runtime_name}) in {feature_folder(encoder)}"
     )
 
 
@@ -284,11 +285,11 @@ def evaluate_command(
     guide: GuideFolder,
     dataset: Annotated[
         Path | None,
-        typer.Argument(metavar="[DATASET]", help="A data set; the guide's own if not given.", show_default=False),
+        typer.Argument(metavar="[DATASET]", help="A data set, else the guide's own.", show_default=False),
     ] = None,
     split: Annotated[str, typer.Option(metavar="SPLIT", help="test, val, train or all.")] = "test",
     out: Annotated[
-        Path | None, typer.Option("--out", "-o", metavar="FOLDER", help="The report; GUIDE/report if not given.")
+        Path | None, typer.Option("--out", "-o", metavar="FOLDER", help="The report, else GUIDE/report.")
     ] = None,
     force: Annotated[bool, typer.Option("--force", help="Also with pictures the guide has seen.")] = False,
 ) -> None:

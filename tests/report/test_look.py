@@ -100,7 +100,6 @@ def test_many_pictures_of_a_label_are_bounded(dataset, tmp_path):
 def test_finds_swapped_labels_among_real_animals(shared_data, tmp_path):
     """20 labels of 411 are swapped; at least 17 of them must be among the first 40 suspects."""
     from fieldguide.data.importer import import_pictures
-
     from fieldguide.model.vision import load_encoder
     from fieldguide.report.suspects import find_suspects
     from fieldguide.train.features import embed_pictures

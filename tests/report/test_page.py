@@ -13,6 +13,7 @@ from fieldguide.report.page import confusions, heat_rows, render_scores, thumbna
 from fieldguide.report.wording import (
     loss_curves,
     model_cards,
+    part_rows,
     percent,
     pick_right,
     pick_wrong,
@@ -102,7 +103,8 @@ def test_training_record_in_words_and_curves():
     record = {
         "epochs": 2,
         "supervised_tokens": 12345,
-        "trainable": {"projector": 100},
+        "parts": {"projector": {"parameters": 100, "trained": 100}, "base": {"parameters": 9, "trained": 0}},
+        "changes": {"projector": {"tensors": 2, "changed": 2, "relative_change": 0.5}},
         "changed_parts": ["adapter", "projector"],
         "history": [{"epoch": 1, "train_loss": 2.0, "val_loss": 1.0}, {"epoch": 2, "train_loss": 1.5}],
     }
@@ -110,6 +112,10 @@ def test_training_record_in_words_and_curves():
     assert facts["supervised tokens"] == "12,345"
     assert facts["changed parts"] == "adapter, projector"
     assert "history" not in facts
+    assert "parts" not in facts
+    projector, base = part_rows(record)
+    assert (projector.trained, projector.changed, projector.relative_change) == (100, 2, 0.5)
+    assert (base.trained, base.tensors) == (0, 0)
     assert loss_curves(record) == {"training": [(1.0, 2.0), (2.0, 1.5)], "validation": [(1.0, 1.0)]}
     assert training_facts(None) == []
     assert loss_curves(None) == {}

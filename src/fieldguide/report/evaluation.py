@@ -53,7 +53,7 @@ class Prediction:
 
 @dataclass(frozen=True)
 class Timing:
-    """How long answering took, decoding included."""
+    """How long answering took: everything from file to label, except features that were cached."""
 
     seconds: float
     pictures: int

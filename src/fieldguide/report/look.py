@@ -32,6 +32,7 @@ PAIRS_SHOWN = 60
 PER_LABEL = 40  # thumbnails; fewer where there are many labels, so that the page stays loadable
 IN_ALL = 2000
 SMALL = 104  # pixels of the thumbnails by label
+PAIR_KINDS = ("conflict", "leak", "near_duplicate", "duplicate")  # what most needs a decision first
 
 
 @dataclass(frozen=True)
@@ -127,8 +128,9 @@ def label_counts(examples: Sequence[Example]) -> dict[str, dict[str, int]]:
 
 def split_problems(problems: Sequence[Problem]) -> tuple[list[Problem], list[Problem]]:
     """Pairs of pictures, the ones that disagree in their label first; and all other problems."""
-    pairs = [p for p in problems if p.other]
-    return sorted(pairs, key=lambda p: p.kind != "conflict"), [p for p in problems if not p.other]
+    pairs = [p for p in problems if p.other and p.kind in PAIR_KINDS]
+    others = [p for p in problems if not (p.other and p.kind in PAIR_KINDS)]
+    return sorted(pairs, key=lambda p: PAIR_KINDS.index(p.kind)), others
 
 
 def take_shots(dataset: Dataset, wanted: Sequence[tuple[Example, int]]) -> dict[tuple[str, int], Shot]:

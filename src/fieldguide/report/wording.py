@@ -23,6 +23,20 @@ class ModelCard:
     licence: str
     source: str
     sha256: str
+    attribution: str
+    upstream: str
+
+
+@dataclass(frozen=True)
+class PartRow:
+    """A part of the model: how much of it was trained, and what training did to it."""
+
+    name: str
+    parameters: int
+    trained: int
+    tensors: int  # trained tensors
+    changed: int  # of them, those that differ afterwards
+    relative_change: float  # |after − before| / |before|
 
 
 def percent(value: float) -> str:
@@ -123,6 +137,8 @@ def model_cards(models: Any) -> list[ModelCard]:
                 licence=str(card.get("licence") or card.get("license") or ""),
                 source=str(card.get("source") or card.get("from") or card.get("url") or ""),
                 sha256=str(weights),
+                attribution=str(card.get("attribution") or ""),
+                upstream=str(card.get("upstream") or ""),
             )
         )
     return cards
@@ -147,18 +163,37 @@ def training_facts(training: Any) -> list[tuple[str, str]]:
     return facts
 
 
+def part_rows(training: Any) -> list[PartRow]:
+    """The parts of the model from the training record's `parts` and `changes`."""
+    record = training or {}
+    parts, changes = record.get("parts") or {}, record.get("changes") or {}
+    rows = []
+    for name, part in parts.items():
+        change = changes.get(name, {})
+        rows.append(
+            PartRow(
+                name=str(name),
+                parameters=int(part.get("parameters", 0)),
+                trained=int(part.get("trained", 0)),
+                tensors=int(change.get("tensors", 0)),
+                changed=int(change.get("changed", 0)),
+                relative_change=float(change.get("relative_change", 0.0)),
+            )
+        )
+    return rows
+
+
 def loss_curves(training: Any) -> dict[str, list[tuple[float, float]]]:
-    """{"training": points, "validation": points} from the training record's history of epochs or steps."""
+    """{"training": points, "validation": points} from the training record's history, one entry an epoch."""
     curves: dict[str, list[tuple[float, float]]] = {"training": [], "validation": []}
     for position, entry in enumerate((training or {}).get("history") or (), start=1):
-        x = float(entry.get("epoch", entry.get("step", position)))
         for curve, names in (
             ("training", ("train_loss", "loss")),
             ("validation", ("val_loss", "validation_loss")),
         ):
             value = next((entry[name] for name in names if entry.get(name) is not None), None)
             if value is not None:
-                curves[curve].append((x, float(value)))
+                curves[curve].append((float(position), float(value)))
     return {name: points for name, points in curves.items() if points}
 
 
