@@ -7,9 +7,12 @@ from collections.abc import Sequence
 
 from fieldguide.model.assemble import Assembled, Started
 
-WINDOW = 4  # tokens: what stands there …
-TIMES = 3  # … this often is a loop
+TIMES = 3  # words that come this often in a row are a loop …
+FEWEST = 9  # … if all of it has at least this many tokens: "ha ha ha" and "1000" are none
 STEP = 24  # tokens written before looking for a loop again
+
+_SENTENCE = re.compile(r".+?(?:[.!?](?=\s|$)|[。！？]|$)\s*", re.DOTALL)
+_SENTENCE_END = re.compile(r"[.!?](?=\s|$)|[。！？]")
 
 
 def explain(
@@ -27,8 +30,8 @@ def explain(
         row: which of them.
         label: the chosen label; it stands in the conversation as the model's first answer.
         follow_up_question: such as "How can you tell?".
-        max_new_tokens: the longest reply. One that has to be cut, or that begins to repeat itself, ends with
-            its last whole sentence, or with "…" when there is none.
+        max_new_tokens: the longest reply. One that has to be cut, or that goes in circles, ends with its
+            last whole sentence, or with "…" when there is none. No sentence comes twice.
     """
     asked = model.prompt.answer(label) + model.prompt.follow_up(follow_up_question)
     reply: list[int] = []
@@ -43,23 +46,33 @@ def explain(
             reply, finished = reply[:kept], False
             break
     text = model.tokenizer.decode(reply, skip_special_tokens=True).strip()
-    return text if finished else whole_sentences(text)
+    return without_repeats(text if finished else whole_sentences(text))
 
 
 def before_loop(tokens: Sequence[int]) -> int:
-    """How many tokens to keep: where some 4 come thrice, those before they come a second time."""
-    seen: dict[tuple[int, ...], list[int]] = {}
-    for first in range(len(tokens) - WINDOW + 1):
-        places = seen.setdefault(tuple(tokens[first : first + WINDOW]), [])
-        places.append(first)
-        if len(places) == TIMES:
-            return places[1]
-    return len(tokens)
+    """How many tokens to keep: all, or up to the second round of a loop."""
+    kept = len(tokens)
+    for period in range(1, len(tokens) // TIMES + 1):
+        same = 0
+        for place in range(period, len(tokens)):
+            same = same + 1 if tokens[place] == tokens[place - period] else 0
+            if same + period >= max(TIMES * period, FEWEST):
+                first = place + 1 - same - period
+                kept = min(kept, first + 2 * period)
+                break
+    return kept
 
 
 def whole_sentences(text: str) -> str:
     """The text up to its last whole sentence; with "…" when there is none."""
-    ends = [match.end() for match in re.finditer(r"[.!?](?=\s|$)|[。！？]", text)]
+    ends = [match.end() for match in _SENTENCE_END.finditer(text)]
     if ends:
         return text[: ends[-1]]
-    return f"{text.rstrip()}…" if text.strip("\ufffd ") else ""
+    return f"{text.rstrip()}…" if text.strip("\ufffd \n") else ""
+
+
+def without_repeats(text: str) -> str:
+    """The text without sentences that it has said before."""
+    sentences = {sentence.strip().casefold(): sentence for sentence in reversed(_SENTENCE.findall(text))}
+    said = [match for match in _SENTENCE.findall(text) if sentences.pop(match.strip().casefold(), None)]
+    return "".join(said).strip()
