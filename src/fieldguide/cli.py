@@ -271,8 +271,8 @@ def embed_command(
         typer.echo(f"left out: {_named(key, pictures)}: {reason}", err=True)
     patches, channels = encoder.grid_shape
     typer.echo(
-        f"{len(table.keys)} pictures have features ({patches} × {channels} and {encoder.pooled_size} numbers, by "
-        f"{encoder.runtime_name}) in {feature_folder(encoder)}"
+        f"{len(table.keys)} pictures have features ({patches} × {channels} and {encoder.pooled_size} numbers, "
+        f"by {encoder.runtime_name}) in {feature_folder(encoder)}"
     )
 
 
