@@ -3,7 +3,8 @@
 A picture's signature is 80 hex digits: its 64-bit pHash (16 digits, what other tools call "phash"), then the
 256-bit pHash of the same picture (64 digits). The short one finds candidates, the long one confirms them:
 on drawings, handwriting and stars the short hash alone calls many different pictures equal. Pictures without
-a signature ("": blank ones) resemble nothing.
+a signature ("": blank ones) resemble nothing. What it misses: mirrored, turned or clearly cropped copies, and
+edited copies of pictures without any texture, whose long hash is mostly noise.
 """
 
 from __future__ import annotations
@@ -19,8 +20,8 @@ SIGNATURE_DIGITS = 80
 # size, brightness or contrast changes at most 22 of the 256 (38 for tiny pictures), a watermark 20 to 40; the
 # closest pictures of different things differ in 36.
 _LONG_BITS = 34 / 8
-_TILE = 2048  # rows and columns compared at once
-_FLUSH = 1_000_000  # pairs gathered before they are handed on
+_TILE = 1024  # rows and columns compared at once
+_FLUSH = 200_000  # pairs gathered before their groups are joined
 
 
 def near_duplicate_pairs(hashes: np.ndarray, distance: int) -> np.ndarray:
@@ -201,8 +202,7 @@ def _within_buckets(
         if near.any():
             yield order[active[near]], order[active[near] + step]
     for start, end in zip(starts[~small], ends[~small], strict=True):
-        if settled is None or not settled(order[start:end]):
-            yield from _within_one(ordered[start:end], order[start:end], distance)
+        yield from _within_one(ordered[start:end], order[start:end], distance, settled)
 
 
 def _ranges(starts: np.ndarray, ends: np.ndarray) -> list[np.ndarray]:
@@ -215,12 +215,16 @@ def _ranges(starts: np.ndarray, ends: np.ndarray) -> list[np.ndarray]:
 
 
 def _within_one(
-    bucket: np.ndarray, places: np.ndarray, distance: int
+    bucket: np.ndarray, places: np.ndarray, distance: int, settled: Callable[[np.ndarray], bool] | None
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Pairs within `distance` in one large bucket, a tile of the triangle at a time."""
+    if settled and settled(places):
+        return
     for top in range(0, len(bucket), _TILE):
         rows = bucket[top : top + _TILE, None]
         for side in range(top, len(bucket), _TILE):
+            if settled and settled(np.append(places[top : top + _TILE], places[side : side + _TILE])):
+                continue
             near = np.bitwise_count(rows ^ bucket[None, side : side + _TILE]) <= distance
             if side == top:
                 near = np.triu(near, 1)
@@ -249,12 +253,13 @@ class _Forest:
         left, right = (np.concatenate([block[side] for block in blocks]) for side in (0, 1))
         ends = np.sort(np.stack([self.group[left], self.group[right]], 1), axis=1)
         apart = np.flatnonzero(ends[:, 0] != ends[:, 1])
-        ends, first = np.unique(ends[apart], axis=0, return_index=True)
+        size = len(self.group)
+        codes, first = np.unique(ends[apart, 0] * size + ends[apart, 1], return_index=True)
+        ends = np.stack([codes // size, codes % size], 1)
         if not len(ends):
             return
         # The weight is the number of the pair, so that the tree says which pairs it is made of.
-        shape = (len(self.group), len(self.group))
-        graph = coo_array((apart[first] + 1.0, (ends[:, 0], ends[:, 1])), shape=shape).tocsr()
+        graph = coo_array((apart[first] + 1.0, (ends[:, 0], ends[:, 1])), shape=(size, size)).tocsr()
         chosen = minimum_spanning_tree(graph).data.astype(np.int64) - 1
         self.links += [(int(a), int(b)) for a, b in zip(left[chosen], right[chosen], strict=True)]
         self.group = connected_components(graph, directed=False)[1][self.group]

@@ -1,0 +1,29 @@
+"""The guard of `conftest.py` that keeps tests off the network works."""
+
+from __future__ import annotations
+
+import socket
+
+import pytest
+
+
+def test_sockets_reach_this_machine_only() -> None:
+    with pytest.raises(OSError, match="may not reach example.org"):
+        socket.getaddrinfo("example.org", 443)
+    with pytest.raises(OSError, match="may not reach example.org"):
+        socket.create_connection(("example.org", 443), timeout=1)
+    for family, host in ((socket.AF_INET, "192.0.2.1"), (socket.AF_INET6, "2001:db8::1")):
+        with socket.socket(family) as outside:
+            outside.settimeout(1)
+            for connect in (outside.connect, outside.connect_ex):
+                with pytest.raises(OSError, match="may not reach"):
+                    connect((host, 443))
+
+
+def test_loopback_stays_open() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        with socket.create_connection(("localhost", server.getsockname()[1]), timeout=5) as client:
+            client.sendall(b"hello")
+            accepted, _ = server.accept()
+        with accepted:
+            assert accepted.recv(5) == b"hello"
