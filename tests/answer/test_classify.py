@@ -226,7 +226,7 @@ class Slow:
         time.sleep(0.02)
         with open(sys.argv[3], "a") as log:
             log.writelines(f"{path}\\n" for path in pictures)
-        return [Answer(str(p), p.stem, 0.5, (LabelScore(p.stem, 0.5), LabelScore("x", 0.2))) for p in pictures]
+        return [Answer(str(p), p.stem, 0.5, (LabelScore(p.stem, 0.5),)) for p in pictures]
 
 classify_pictures(Slow(), [Path(sys.argv[1])], Path(sys.argv[2]), batch_size=3)
 """
