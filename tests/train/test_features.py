@@ -308,7 +308,7 @@ def test_the_command_fills_the_cache_and_names_what_it_leaves_out(
     command = ["embed", str(tmp_path / "set"), "--set", "embed.runtime=torch", "--set", "embed.grid=2"]
     result = CliRunner().invoke(app, command)
     assert result.exit_code == 0, result.output
-    assert "2 pictures have features (4 × 520 and 1280 numbers" in result.output
+    assert "2 pictures: features (4 × 520 and 1280 numbers" in result.output
     assert "by torch" in result.output
     assert f"left out: {pairs[1][0]}: changed since it was imported" in result.output
     assert len(list((tmp_path / "cache" / "features").rglob("shard-*"))) == 1
