@@ -272,12 +272,12 @@ def _validation(setup: Setup) -> Callable[[], dict[str, float]]:
 
 def write_guide(out: Path, setup: Setup, result: TrainResult) -> Guide:
     """Calibrate, then write the guide's parts, and `guide.json` last."""
-    from fieldguide.answer.calibrate import fit_temperature
+    from fieldguide.answer.calibrate import calibrate
     from fieldguide.model.trained import ADAPTER_FOLDER, BASE_NAME, PROJECTOR_FILE, save_assembled
 
     setup.model.eval()
     actual = [setup.labels[target] for target in setup.val.targets]
-    calibration = fit_temperature(
+    calibration = calibrate(
         setup.model, setup.recipe.answer.question, setup.val.tensors(), actual, setup.trie
     )
     save_assembled(out, setup.model)

@@ -60,8 +60,9 @@ class Assembled(nn.Module):
 
     def read_prefix(self, question: str) -> DynamicCache:
         """Keys and values of the prompt up to the picture, for one row."""
-        before = self._ids(self.prompt.before(question))
-        return decoder(self.language_model)(inputs_embeds=self.embed(before), use_cache=True).past_key_values
+        cache = DynamicCache()
+        self._read(cache, self.embed(self._ids(self.prompt.before(question))))
+        return cache
 
     def _read(self, cache: DynamicCache, embeddings: Tensor) -> Tensor:
         """Read (B, S, H) after the cache; hidden states (B, S, H).
@@ -72,7 +73,7 @@ class Assembled(nn.Module):
         positions = torch.arange(past, past + embeddings.shape[1], device=embeddings.device)[None]
         return decoder(self.language_model)(
             inputs_embeds=embeddings,
-            past_key_values=cache,
+            cache=cache,
             position_ids=positions.expand(embeddings.shape[0], -1),
             use_cache=True,
         ).last_hidden_state

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from torch import nn
 from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers.utils.logging import disable_progress_bar
 
 from fieldguide.errors import ModelMissing
 
@@ -25,6 +27,7 @@ def load_language_model(folder: Path | str) -> tuple[Any, Any]:
     folder = Path(folder)
     if not (folder / "config.json").is_file():
         raise ModelMissing(f"{folder}: no language model there", "fieldguide models get starter")
+    disable_progress_bar()  # a second's loading needs none
     tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, local_files_only=True)
     model.eval().requires_grad_(False)
@@ -43,17 +46,20 @@ def attach_adapter(model: Any, *, rank: int, alpha: int, dropout: float, base_na
         lora_dropout=dropout,
         target_modules=LORA_TARGETS,
         task_type="CAUSAL_LM",
-        base_model_name_or_path=base_name,
     )
-    adapted = get_peft_model(model, config)
-    # PEFT overwrites the name with the local path; a guide must not hold paths of the machine it was made on.
+    with warnings.catch_warnings():  # PEFT asks transformers for a property under its old name
+        warnings.simplefilter("ignore", FutureWarning)
+        adapted = get_peft_model(model, config)
+    # PEFT writes the local path here; a guide must not hold paths of the machine it was made on.
     adapted.peft_config["default"].base_model_name_or_path = base_name
     return adapted
 
 
 def load_adapter(model: Any, folder: Path | str) -> PeftModel:
     """Load a saved adapter onto the language model, frozen, for answering."""
-    return PeftModel.from_pretrained(model, str(folder), local_files_only=True)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)
+        return PeftModel.from_pretrained(model, str(folder), local_files_only=True)
 
 
 def save_adapter(model: PeftModel, folder: Path | str) -> None:
