@@ -8,9 +8,9 @@ import pytest
 
 
 def test_sockets_reach_this_machine_only() -> None:
-    with pytest.raises(OSError, match="may not reach example.org"):
+    with pytest.raises(OSError, match="may not reach example"):
         socket.getaddrinfo("example.org", 443)
-    with pytest.raises(OSError, match="may not reach example.org"):
+    with pytest.raises(OSError, match="may not reach example"):
         socket.create_connection(("example.org", 443), timeout=1)
     for family, host in ((socket.AF_INET, "192.0.2.1"), (socket.AF_INET6, "2001:db8::1")):
         with socket.socket(family) as outside:

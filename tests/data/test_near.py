@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from fieldguide.data import near
 from fieldguide.data.near import SIGNATURE_DIGITS, near_duplicate_pairs, near_duplicates, near_matches
 
 
@@ -151,3 +152,13 @@ def test_a_large_cluster_is_linked_in_bounded_memory() -> None:
     assert len(links) == len(signatures) - 1
     assert len(set(links)) == len(links)
     assert peak < 250_000_000
+
+
+def test_groups_of_many_pictures_grow_in_several_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    """More groups than fit twice into 31 bits, joined by one pair at a time."""
+    monkeypatch.setattr(near, "_FLUSH", 1)
+    random = np.random.default_rng(0)
+    hashes = random.integers(0, 2**64, 50_000, dtype=np.uint64)
+    copies = hashes[:300] ^ np.uint64(bits(3, 30, 60))
+    signatures = [signature(value) for value in np.concatenate([hashes, copies]).tolist()]
+    assert near_duplicates(signatures, 3) == [(i, 50_000 + i) for i in range(300)]

@@ -172,9 +172,9 @@ def _close(
 def _bands_that_agree(count: int, distance: int) -> int:
     """The r that makes `_close` cheapest: many bands make small buckets but many sorts."""
 
-    def cost(r: int) -> float:
+    def cost(r: int) -> float:  # sorting one hash takes about as long as comparing ten pairs
         bits = 64 * r / (distance + r)
-        return math.comb(distance + r, r) * (count * 60 + count**2 / 2 ** (bits + 1))
+        return math.comb(distance + r, r) * (count * 10 + count**2 / 2 ** (bits + 1))
 
     return min(range(1, max(2, min(7, 65 - distance))), key=cost)
 
@@ -262,4 +262,5 @@ class _Forest:
         graph = coo_array((apart[first] + 1.0, (ends[:, 0], ends[:, 1])), shape=(size, size)).tocsr()
         chosen = minimum_spanning_tree(graph).data.astype(np.int64) - 1
         self.links += [(int(a), int(b)) for a, b in zip(left[chosen], right[chosen], strict=True)]
-        self.group = connected_components(graph, directed=False)[1][self.group]
+        joined = connected_components(graph, directed=False)[1]
+        self.group = joined.astype(np.int64)[self.group]  # scipy's int32 would overflow in the codes above
