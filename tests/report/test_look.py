@@ -116,3 +116,34 @@ def test_finds_swapped_labels_among_real_animals(shared_data, tmp_path):
     table = embed_pictures([(dataset.path(e), e.sha256) for e in examples], load_encoder())
     suspects = find_suspects(examples, Features(table.keys, table.grid, table.pooled))
     assert sum(s.example.id in swapped for s in suspects[:40]) >= 17
+
+
+def test_decisions_under_the_page_s_file_names_are_understood_by_import(tmp_path, make_picture):
+    """The page's own names go into fixes.csv; the browser only puts them into columns."""
+    from fieldguide.data.importer import import_pictures
+
+    for index in range(12):
+        make_picture(f"photos/{'ant' if index % 2 else 'bee'}/{index}.png", seed=index)
+    original = make_picture("photos/ant/same.png", seed=99)
+    (tmp_path / "photos" / "bee" / "same.png").write_bytes(original.read_bytes())
+
+    def imported(**options):
+        return import_pictures(tmp_path / "photos", tmp_path / "data", announce=lambda line: None, **options)
+
+    html = look_at(imported(), tmp_path / "page.html").page.read_text()
+    names = re.findall(r'class="decide" data-file="([^"]+)"', html)
+    assert sorted(names[:2]) == ["ant/same.png", "bee/same.png"], "the conflict offers both to be decided"
+    tiles = re.findall(r'class="tile" data-file="([^"]+)" data-sha256="([^"]+)"', html)
+    assert "ant/same.png" not in dict(tiles), "a conflict is left out until it is decided"
+    (dropped, dropped_sha), (moved, moved_sha) = tiles[0], tiles[1]
+    lines = [
+        "file,action,label,sha256",
+        f'"{dropped}","drop","","{dropped_sha}"',
+        f'"{moved}","relabel","fly, house","{moved_sha}"',
+        '"bee/same.png","keep","",""',
+    ]
+    (tmp_path / "fixes.csv").write_text("\n".join(lines) + "\n")
+    labels = {e.id: e.label for e in imported(fixes=tmp_path / "fixes.csv").examples}
+    assert dropped not in labels
+    assert labels[moved] == "fly, house"
+    assert labels["bee/same.png"] == "bee"

@@ -52,7 +52,7 @@ def test_labels_are_escaped_everywhere():
 def test_charts_escape_names_and_place_bars():
     chart = comparison_chart([Bar(EVIL, 0.5, Interval(0.4, 0.6), ours=True)])
     assert "<script" not in chart
-    assert 'width="223.0"' in chart, "half of the 446 units between the margins"
+    assert 'width="177.0"' in chart, "half of the 354 units between the margins"
     assert "<script" not in line_chart({EVIL: [(1, 2.0), (2, 1.0)]}, EVIL, EVIL)
     assert line_chart({}, "epoch", "loss") == ""
     metrics = compute_metrics(["a", "b"], ["a", "a"], confidence=[0.95, 1.0])

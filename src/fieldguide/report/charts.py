@@ -20,9 +20,9 @@ class Bar:
     ours: bool = False
 
 
-def comparison_chart(bars: Sequence[Bar], width: int = 640) -> Markup:
+def comparison_chart(bars: Sequence[Bar], width: int = 520) -> Markup:
     """Accuracies from 0 to 100% as bars, each with its 95% interval as a whisker."""
-    left, right, row, top = 130, 64, 34, 6
+    left, right, row, top = 108, 58, 34, 6
     span, height = width - left - right, top + row * len(bars) + 26
     parts = [_open(width, height, "Accuracy of the guide and of the baselines")]
     for tick in (0, 25, 50, 75, 100):
