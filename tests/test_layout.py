@@ -30,11 +30,12 @@ MAY_IMPORT = {
     "build": (*GROUND, "data", "model", "jobs", "train", "answer", "report", "guide"),
     "cli": None,  # anything
     "demo": None,
+    "testing": None,
 }
 HEAVY = ("torch", "torchvision", "transformers", "peft", "accelerate", "timm", "sklearn", "scipy", "cleanlab",
          "polars", "pyarrow", "PIL", "pillow_heif", "matplotlib", "onnxruntime", "numpy")  # fmt: skip
 PICKLES = {"pickle", "joblib", "dill", "cloudpickle", "shelve", "marshal"}
-TORCH_PLACES = ("model", "train", "answer")
+TORCH_PLACES = ("model", "train", "answer", "testing")
 TORCH = ("torch", "torchvision", "transformers", "peft", "accelerate", "timm")
 
 

@@ -23,7 +23,7 @@ from fieldguide.model.assemble import Assembled, Started
 from fieldguide.model.projector import PictureFeatures
 from fieldguide.records import LabelScore
 
-BRANCHES_A_ROUND = 8  # of one picture: more means fewer but larger rounds, some of whose work was not needed
+BRANCHES_A_ROUND = 3  # of one picture: more means fewer but larger rounds, some of whose work was not needed
 PROMPT_TOKENS = 512  # pictures whose prompts are together about this long are searched together
 READ_AT_ONCE = 256  # paths, where all labels are scored
 SLACK = 1e-6  # what rounding may take from a log-probability: branches so near the bound are looked at
