@@ -133,7 +133,7 @@ def model_cards(models: Any) -> list[ModelCard]:
         cards.append(
             ModelCard(
                 name=str(card.get("name") or card.get("model") or role),
-                role=str(card.get("role") or role),
+                role=str(card.get("gives") or card.get("role") or role),
                 licence=str(card.get("licence") or card.get("license") or ""),
                 source=str(card.get("source") or card.get("from") or card.get("url") or ""),
                 sha256=str(weights),
