@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from fieldguide.settings import Recipe as Recipe
     from fieldguide.settings import load_recipe as load_recipe
     from fieldguide.train.features import embed_pictures as embed_pictures
-    from fieldguide.train.loop import train_guide as train_guide
+    from fieldguide.training import train_guide as train_guide
 
 __version__ = "0.1.0"
 
@@ -54,7 +54,7 @@ _HOME = {
     "load_guide": "fieldguide.guide",
     "load_picture": "fieldguide.images",
     "load_recipe": "fieldguide.settings",
-    "train_guide": "fieldguide.train.loop",
+    "train_guide": "fieldguide.training",
 }
 
 __all__ = [
