@@ -111,7 +111,7 @@ class TrainSettings:
         for name in ("learning_rate", "projector_learning_rate", "clip"):
             if not 0 < getattr(self, name) < math.inf:
                 found.append(f"{name}={getattr(self, name)} must be above 0")
-        for name in ("weight_decay", "explain_per_label", "patience"):
+        for name in ("weight_decay", "explain_per_label", "patience", "seed"):
             if not 0 <= getattr(self, name) < math.inf:
                 found.append(f"{name}={getattr(self, name)} must not be negative")
         if self.summary_tokens < 0 or self.patch_tokens < 0 or self.summary_tokens + self.patch_tokens == 0:

@@ -60,7 +60,7 @@ def reason_row(prompt: Prompt, picture: int, label: str, name: str, question: st
 def _row(picture: int, name: str, parts: list[tuple[list[int], bool]]) -> Row:
     ids = tuple(token for tokens, _ in parts for token in tokens)
     supervised = tuple(learnt for tokens, learnt in parts for _ in tokens)
-    if sum(supervised) < 2:  # the end-of-turn token alone teaches nothing
+    if any(learnt and len(tokens) < 2 for tokens, learnt in parts):  # the end-of-turn token alone
         raise DataError(f"{name}: nothing to learn in this row (its label or reply is empty)")
     return Row(picture, ids, supervised, name)
 
