@@ -154,7 +154,8 @@ class Assembled(nn.Module):
 
 
 def _pairs(cache: DynamicCache) -> tuple[tuple[Tensor, Tensor], ...]:
-    return tuple((layer.keys, layer.values) for layer in cache.layers)
+    layers: list[Any] = cache.layers  # all of ordinary attention
+    return tuple((layer.keys, layer.values) for layer in layers)
 
 
 def _repeat(cache: DynamicCache, batch: int) -> DynamicCache:

@@ -7,12 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model
+from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict
+from safetensors import safe_open
 from torch import nn
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.utils.logging import disable_progress_bar
 
-from fieldguide.errors import ModelMissing
+from fieldguide.errors import GuideError, ModelMissing
 
 # Linear layers of Llama-like decoder blocks; the vocabulary head and the embeddings stay as they are.
 LORA_TARGETS = r".*\.layers\.\d+\.(self_attn|mlp)\.\w+_proj"
@@ -56,10 +57,25 @@ def attach_adapter(model: Any, *, rank: int, alpha: int, dropout: float, base_na
 
 
 def load_adapter(model: Any, folder: Path | str) -> PeftModel:
-    """Load a saved adapter onto the language model, frozen, for answering."""
+    """Load a saved adapter onto the language model, frozen, for answering.
+
+    Raises:
+        GuideError: when its tensors are not those of the model's adapted modules; PEFT would leave the
+            others as they are, and the adapter would do less than it was trained to, or nothing.
+    """
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)
-        return PeftModel.from_pretrained(model, str(folder), local_files_only=True)
+        warnings.simplefilter("ignore")  # of PEFT: missing keys are an error below
+        adapted = PeftModel.from_pretrained(model, str(folder), local_files_only=True)
+    with safe_open(Path(folder) / "adapter_model.safetensors", "pt") as file:
+        other = sorted(
+            set(file.keys()) ^ set(get_peft_model_state_dict(adapted, save_embedding_layers=False))
+        )
+    if other:
+        raise GuideError(
+            f"{folder}: the adapter does not fit this language model "
+            f"({other[0]} and {len(other) - 1} more tensors without a counterpart)"
+        )
+    return adapted
 
 
 def save_adapter(model: PeftModel, folder: Path | str) -> None:
@@ -70,8 +86,9 @@ def save_adapter(model: PeftModel, folder: Path | str) -> None:
 
 def decoder(model: Any) -> nn.Module:
     """The decoder without its vocabulary head, adapter included: inputs_embeds → hidden states."""
-    base = model.get_base_model() if isinstance(model, PeftModel) else model
-    return base.model
+    base: Any = model.get_base_model() if isinstance(model, PeftModel) else model
+    found: nn.Module = base.model
+    return found
 
 
 def vocabulary_head(model: Any) -> nn.Module:

@@ -29,6 +29,16 @@ class PictureFeatures(NamedTuple):
     pooled: Tensor  # (B, D)
     evidence: Tensor | None = None  # (B, R) given instead of computed: left-one-out values in training
 
+    def to(self, device: torch.device) -> PictureFeatures:
+        """The same on a device."""
+        evidence = None if self.evidence is None else self.evidence.to(device)
+        return PictureFeatures(self.grid.to(device), self.pooled.to(device), evidence)
+
+    def rows(self, chosen: Tensor | slice) -> PictureFeatures:
+        """Some of the pictures."""
+        evidence = None if self.evidence is None else self.evidence[chosen]
+        return PictureFeatures(self.grid[chosen], self.pooled[chosen], evidence)
+
 
 @dataclass(frozen=True)
 class ProjectorConfig:
@@ -81,9 +91,10 @@ class Projector(nn.Module):
 
     def _check_pooling(self) -> None:
         side, tokens = round(self.config.patches**0.5), round(self.config.patch_tokens**0.5)
-        if side % tokens:
+        if side**2 != self.config.patches or tokens**2 != self.config.patch_tokens or side % tokens:
             raise GuideError(
-                f"patch_tokens={self.config.patch_tokens} does not divide a {side} × {side} grid",
+                f"patch_tokens={self.config.patch_tokens} does not divide a grid of {self.config.patches} "
+                "patches into squares",
                 "use 1, 4 or 16 for the 4 × 4 grid",
             )
 
