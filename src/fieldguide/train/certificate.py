@@ -40,7 +40,7 @@ def frozen_hash(model: nn.Module) -> str:
     for name, tensor in sorted(model.state_dict().items()):
         if name not in learnt:
             digest.update(name.encode())
-            digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy())
+            digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
     return digest.hexdigest()
 
 

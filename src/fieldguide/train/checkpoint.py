@@ -3,7 +3,7 @@
 A checkpoint is a folder `step-000050/` that appears in one rename: `tensors.safetensors` (trained parameters,
 optimizer moments, random state) and `state.json` (step, best value so far, history, and the identity of data,
 settings and weights). The learning rate and the order of the rows follow from the step and the seed, so they
-need no state. `start.safetensors` holds the parameters and the solved projector that training began with.
+need no state. `start.safetensors` holds the parameters and the solved evidence that training began with.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from fieldguide.errors import ResumeError
 from fieldguide.files import atomic_folder, atomic_path, read_json, write_json
 
 STEP_FOLDER = re.compile(r"step-(\d{6,})")
+LEFT_BEHIND = re.compile(r"\.(step-\d{6,}|start|best)\..*\.(tmp|old)")  # by `atomic_folder`, `atomic_path`
 
 
 @dataclass
@@ -110,6 +111,9 @@ def keep_last(folder: Path, count: int) -> None:
     """Delete all but the last `count` checkpoints, and what killed writes left behind."""
     for path in checkpoints(folder)[:-count]:
         shutil.rmtree(path)
+    for path in folder.iterdir():
+        if LEFT_BEHIND.fullmatch(path.name):
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
 def check_identity(path: Path, identity: dict[str, Any]) -> None:

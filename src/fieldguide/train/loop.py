@@ -39,7 +39,7 @@ from fieldguide.train.checkpoint import (
 )
 from fieldguide.train.rows import Row
 
-START = "start.safetensors"  # trained parameters before the first step
+START = "start.safetensors"  # before the first step: trained parameters, and what the warm start solved
 BEST = "best.safetensors"  # trained parameters of the best epoch
 
 
@@ -91,8 +91,7 @@ class Loop:
         optimizer = torch.optim.AdamW([g for g in groups if g["params"]], weight_decay=settings.weight_decay)
         self.accelerator = Accelerator()
         self.model, self.optimizer = self.accelerator.prepare(model, optimizer)
-        device = self.accelerator.device
-        self.features = PictureFeatures(*(t.to(device) if t is not None else None for t in features))
+        self.features = features.to(self.accelerator.device)
         self.lengths = [len(row.ids) for row in rows_of(0)]
         self.batches_an_epoch = len(epoch_order(self.lengths, settings.batch_size, settings.seed, 0))
         self.steps_an_epoch = math.ceil(self.batches_an_epoch / settings.accumulate)
@@ -133,7 +132,7 @@ class Loop:
                 "continue it with --resume, or choose another folder",
             )
         torch.manual_seed(self.settings.seed)  # for dropout
-        save_tensors(self.folder / START, dict(trained(self.model)))
+        save_tensors(self.folder / START, {**trained(self.model), **self._solved()})
         (self.folder / BEST).unlink(missing_ok=True)  # of a run that never reached a checkpoint
         return Progress()
 
@@ -143,8 +142,20 @@ class Loop:
             raise ResumeError(f"{self.folder}: no checkpoint to resume", "train without --resume")
         check_identity(found[-1], self.identity)
         progress = load_checkpoint(found[-1], self.model, self.optimizer.optimizer)
+        # The warm start may have been solved with other last bits this time (threads, library).
+        start = load_tensors(self.folder / START)
+        with torch.no_grad():
+            for name, tensor in self._solved().items():
+                tensor.copy_(start[name])
         self.announce(f"resuming at step {progress.step} of {self.total_steps}")
         return progress
+
+    def _solved(self) -> dict[str, Tensor]:
+        """What the warm start gave and training only reads: the projector's map, left-out evidence."""
+        solved = {f"projector.{name}": buffer for name, buffer in self.model.projector.named_buffers()}
+        if self.features.evidence is not None:
+            solved["evidence"] = self.features.evidence
+        return solved
 
     def _epoch(self, progress: Progress, before: dict[str, Tensor], advance: Callable[[], None]) -> None:
         settings = self.settings
@@ -158,15 +169,14 @@ class Loop:
             tokens = sum(rows[i].targets for numbers in window for i in numbers)
             for numbers in window:
                 batch = collate([rows[i] for i in numbers], self.accelerator.device)
-                logits = self.model(
-                    self.question, self._pictures(batch.pictures), batch.ids, batch.supervised
-                )
+                pictures = self.features.rows(batch.pictures)
+                logits = self.model(self.question, pictures, batch.ids, batch.supervised)
                 # Summed over tokens, divided once: accumulating gives the gradient of the joined batch.
                 loss = cross_entropy(logits, batch.targets, reduction="sum") / tokens
-                self._check(loss, [rows[i].name for i in numbers])
+                self._check("loss", loss, [rows[i].name for i in numbers])
                 self.accelerator.backward(loss)
                 progress.epoch_loss += loss.item()
-            self._step(progress)
+            self._step(progress, [rows[i].name for numbers in window for i in numbers])
             progress.batch += len(window)
             progress.supervised_tokens += tokens
             if progress.step == 1:
@@ -175,21 +185,19 @@ class Loop:
             if progress.step % settings.checkpoint_every == 0 and progress.batch < len(order):
                 self._save(progress)
 
-    def _pictures(self, numbers: Tensor) -> PictureFeatures:
-        return PictureFeatures(*(t[numbers] if t is not None else None for t in self.features))
-
-    def _check(self, loss: Tensor, names: list[str]) -> None:
-        if not torch.isfinite(loss):
+    def _check(self, what: str, value: Tensor, names: list[str]) -> None:
+        if not torch.isfinite(value):
             raise FieldguideError(
-                f"the loss became {loss.item()} at a batch with {', '.join(names[:3])}",
+                f"the {what} became {value.item()} at a batch with {', '.join(names[:3])}",
                 "lower train.learning_rate; the last checkpoint is whole",
             )
 
-    def _step(self, progress: Progress) -> None:
+    def _step(self, progress: Progress, names: list[str]) -> None:
         factor = learning_rate_factor(progress.step, self.total_steps, self.settings.warmup)
         for group in self.optimizer.param_groups:
             group["lr"] = group["peak"] * factor
-        self.accelerator.clip_grad_norm_(list(trained(self.model).values()), self.settings.clip)
+        norm = self.accelerator.clip_grad_norm_(list(trained(self.model).values()), self.settings.clip)
+        self._check("gradient", torch.as_tensor(norm), names)
         self.optimizer.step()
         self.optimizer.zero_grad()
         progress.step += 1
@@ -202,6 +210,11 @@ class Loop:
         if self.validate is not None:
             entry.update({f"validation_{key}": value for key, value in self.validate().items()})
         value = entry.get("validation_loss", entry["loss"])
+        if not math.isfinite(value):
+            raise FieldguideError(
+                f"the validation loss became {value} in epoch {progress.epoch + 1}",
+                "lower train.learning_rate; the last checkpoint is whole",
+            )
         if progress.best_loss is None or value < progress.best_loss:
             progress.best_loss, progress.best_epoch, progress.bad_epochs = value, progress.epoch, 0
             save_tensors(self.folder / BEST, dict(trained(self.model)))
