@@ -221,10 +221,11 @@ def load_guide(folder: Path | str) -> Guide:
             )
         raise GuideError(f"{folder}: no guide there", "fieldguide build PHOTOS --out " + str(folder))
     info = read_json(manifest)
-    if info.get("schema", 0) > SCHEMA_VERSION:
-        raise GuideError(
-            f"{folder}: made by a newer version ({info['versions']['fieldguide']})", "update fieldguide"
-        )
+    if not isinstance(info, dict) or not isinstance(info.get("schema"), int):
+        raise GuideError(f"{manifest}: not the description of a guide", "build it again")
+    if info["schema"] > SCHEMA_VERSION:
+        maker = info.get("versions", {}).get("fieldguide", "unknown")
+        raise GuideError(f"{folder}: made by a newer version ({maker})", "update fieldguide")
     for name, digest in info["files"].items():
         if not (folder / name).is_file():
             raise GuideError(f"{folder}: {name} is missing", "copy the whole guide folder, or build it again")

@@ -283,7 +283,8 @@ def write_guide(out: Path, setup: Setup, result: TrainResult) -> Guide:
     save_assembled(out, setup.model)
     write_notes(out / NOTES_FILE, list(setup.notes.values()))
     _write_pictures(out / PICTURES_FILE, [*setup.train.examples, *setup.val.examples])
-    names = (f"{ADAPTER_FOLDER}/adapter_model.safetensors", PROJECTOR_FILE, NOTES_FILE)
+    adapter = [f"{ADAPTER_FOLDER}/{name}" for name in ("adapter_config.json", "adapter_model.safetensors")]
+    names = (*adapter, PROJECTOR_FILE, NOTES_FILE, PICTURES_FILE)
     identity = {
         "labels": list(setup.labels),
         "template": setup.model.prompt.template.to_dict(),
