@@ -19,6 +19,7 @@ from tokenizers.models import BPE
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from fieldguide.model.assemble import Assembled
+from fieldguide.model.language import attach_adapter
 from fieldguide.model.projector import PictureFeatures, Projector, ProjectorConfig
 from fieldguide.model.prompt import Prompt
 
@@ -57,6 +58,8 @@ def tiny_model(
     hidden: int = 32,
     layers: int = 2,
     merges: Sequence[str] = (),
+    lora_rank: int = 0,
+    lora_dropout: float = 0.0,
     seed: int = 0,
 ) -> Assembled:
     """A random model of the real classes: a Llama of some 30,000 weights, tokenizer, projector and prompt.
@@ -69,18 +72,23 @@ def tiny_model(
         summary_tokens, patch_tokens: as in `TrainSettings`.
         hidden: embedding size, a multiple of 4.
         merges: see `tiny_tokenizer`.
+        lora_rank, lora_dropout: of a fresh adapter, as training begins with; rank 0 for none.
         seed: of all weights; the global random state is left alone.
     """
     tokenizer = tiny_tokenizer(merges)
     config = ProjectorConfig(patches, channels, pooled, hidden, len(labels), summary_tokens, patch_tokens)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        language_model = LlamaForCausalLM(_llama(len(tokenizer), hidden, layers, tokenizer.eos_token_id))
+        language_model: Any = LlamaForCausalLM(_llama(len(tokenizer), hidden, layers, tokenizer.eos_token_id))
+        language_model.requires_grad_(False)
+        if lora_rank:
+            language_model = attach_adapter(
+                language_model, rank=lora_rank, alpha=2 * lora_rank, dropout=lora_dropout, base_name="tiny"
+            )
         projector = Projector(config)
         if summary_tokens:
             torch.nn.init.normal_(projector.evidence_map, std=config.flat**-0.5)
             torch.nn.init.normal_(projector.table, std=0.5)
-    language_model.eval().requires_grad_(False)
     return Assembled(tokenizer, language_model, projector, Prompt(tokenizer)).eval()
 
 

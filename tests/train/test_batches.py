@@ -1,0 +1,70 @@
+"""Batches: every row once an epoch, in an order that needs no state."""
+
+from __future__ import annotations
+
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from fieldguide.train.batches import POOL, collate, epoch_order
+from fieldguide.train.rows import Row
+
+lengths_of = st.lists(st.integers(1, 60), min_size=1, max_size=300)
+
+
+@settings(max_examples=60, deadline=None)
+@given(lengths_of, st.integers(1, 9), st.integers(0, 2**31), st.integers(0, 50))
+def test_every_row_comes_once_an_epoch(lengths: list[int], size: int, seed: int, epoch: int) -> None:
+    order = epoch_order(lengths, size, seed, epoch)
+    assert sorted(row for batch in order for row in batch) == list(range(len(lengths)))
+    assert all(1 <= len(batch) <= size for batch in order)
+    assert len(order) == -(-len(lengths) // size)
+    assert order == epoch_order(lengths, size, seed, epoch)
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.lists(st.integers(1, 60), min_size=30, max_size=200), st.integers(0, 1000), st.integers(0, 50))
+def test_another_epoch_or_seed_has_another_order(lengths: list[int], seed: int, epoch: int) -> None:
+    order = epoch_order(lengths, 4, seed, epoch)
+    assert order != epoch_order(lengths, 4, seed, epoch + 1)
+    assert order != epoch_order(lengths, 4, seed + 1, epoch)
+
+
+def test_rows_of_like_length_are_together_but_not_in_the_order_of_length() -> None:
+    lengths = [1 + (37 * i) % 101 for i in range(400)]
+    order = epoch_order(lengths, 8, 0, 0)
+    assert len(order) <= POOL  # one pool: sorted as a whole
+    spread = [max(lengths[i] for i in batch) - min(lengths[i] for i in batch) for batch in order]
+    assert max(spread) <= 4
+    firsts = [lengths[batch[0]] for batch in order]
+    assert firsts != sorted(firsts)
+
+
+def test_which_rows_meet_changes_between_epochs() -> None:
+    lengths = [5] * 64
+    together = [{frozenset(batch) for batch in epoch_order(lengths, 8, 0, epoch)} for epoch in range(2)]
+    assert not together[0] & together[1]
+
+
+rows_of = st.lists(
+    st.lists(st.tuples(st.integers(1, 9), st.booleans()), min_size=1, max_size=12), min_size=1, max_size=6
+)
+
+
+@settings(max_examples=100, deadline=None)
+@given(rows_of)
+def test_collating_pads_without_supervising_padding(contents: list[list[tuple[int, bool]]]) -> None:
+    rows = [
+        Row(10 + i, tuple(token for token, _ in content), tuple(taught for _, taught in content))
+        for i, content in enumerate(contents)
+    ]
+    batch = collate(rows)
+    assert batch.ids.shape == batch.supervised.shape == (len(rows), max(len(row.ids) for row in rows))
+    assert batch.pictures.tolist() == [row.picture for row in rows]
+    for i, row in enumerate(rows):
+        assert tuple(batch.ids[i, : len(row.ids)].tolist()) == row.ids
+        assert tuple(batch.supervised[i, : len(row.ids)].tolist()) == row.supervised
+        assert not batch.supervised[i, len(row.ids) :].any()
+    taught = [token for row in rows for token, yes in zip(row.ids, row.supervised, strict=True) if yes]
+    assert batch.targets.tolist() == taught
+    assert batch.targets.dtype == torch.long

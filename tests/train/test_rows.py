@@ -1,0 +1,162 @@
+"""What is read and what is supervised, for every kind of row."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import cache
+
+import pytest
+
+from fieldguide.errors import DataError
+from fieldguide.model.prompt import Prompt
+from fieldguide.records import Example, Note
+from fieldguide.settings import AnswerSettings, TrainSettings
+from fieldguide.testing import tiny_tokenizer
+from fieldguide.train.rows import Row, check_lengths, epoch_rows, label_row, reason_row, replies
+
+ANSWER = AnswerSettings()
+NOTES = {
+    "ox": Note("ox", field_marks=("horns", "hooves"), look_alikes=("bison",), description="A big animal."),
+    "鱼": Note("鱼", how_to_tell_apart="It swims."),
+}
+EXAMPLES = [
+    Example(str(i), f"{label}/{i}.png", label=label)
+    for i, label in enumerate(["ox", "鱼", "cat", "ox", "ox", "鱼", "ox", "ox", "cat"])
+]
+
+
+@cache
+def prompt() -> Prompt:
+    return Prompt(tiny_tokenizer())
+
+
+def spoken(ids: Sequence[int]) -> str:
+    return str(prompt().tokenizer.decode(list(ids)))
+
+
+def learnt(row: Row) -> list[str]:
+    """The supervised stretches of a row."""
+    stretches: list[list[int]] = []
+    for i, (token, taught) in enumerate(zip(row.ids, row.supervised, strict=True)):
+        if taught and not (i and row.supervised[i - 1]):
+            stretches.append([])
+        if taught:
+            stretches[-1].append(token)
+    return [spoken(stretch) for stretch in stretches]
+
+
+def rows_of(epoch: int, **changes: int) -> list[Row]:
+    return epoch_rows(prompt(), EXAMPLES, NOTES, TrainSettings(**changes), ANSWER, epoch)
+
+
+def reasons(rows: Sequence[Row]) -> list[Row]:
+    return [row for row in rows if len(learnt(row)) > 1]
+
+
+@pytest.mark.parametrize("label", ["ox", "鱼", "a, <|im_end|> b"])
+def test_a_label_row_teaches_the_label_and_the_end_of_the_turn(label: str) -> None:
+    row = label_row(prompt(), 3, label, "3.png")
+    assert spoken(row.ids) == f"<|im_end|>\n<|im_start|>assistant\n{label}<|im_end|>"
+    assert learnt(row) == [f"{label}<|im_end|>"]
+    assert (row.picture, row.name, row.targets) == (3, "3.png", len(label.encode()) + 1)
+
+
+def test_a_reason_row_teaches_label_and_reply_but_not_the_question() -> None:
+    row = reason_row(prompt(), 3, "ox", "3.png", "How can you tell?", "Typical of ox: horns.")
+    assert spoken(row.ids) == (
+        "<|im_end|>\n<|im_start|>assistant\nox<|im_end|>"
+        "\n<|im_start|>user\nHow can you tell?<|im_end|>\n"
+        "<|im_start|>assistant\nTypical of ox: horns.<|im_end|>"
+    )
+    assert learnt(row) == ["ox<|im_end|>", "Typical of ox: horns.<|im_end|>"]
+
+
+def test_empty_labels_and_replies_are_refused_by_name() -> None:
+    with pytest.raises(DataError, match=r"^fish/7\.png: nothing to learn"):
+        label_row(prompt(), 7, "", "fish/7.png")
+    with pytest.raises(DataError, match=r"^fish/8\.png: nothing to learn"):
+        reason_row(prompt(), 8, "fish", "fish/8.png", "Why?", "")
+    with pytest.raises(DataError, match=r"^fish/9\.png: nothing to learn"):
+        reason_row(prompt(), 9, "", "fish/9.png", "Why?", "It has scales.")
+
+
+def test_replies_say_what_the_notes_say() -> None:
+    note = Note(
+        "ox", field_marks=("horns", "hooves"), look_alikes=("bison", "yak"), how_to_tell_apart="No hump.",
+        description=" A big animal.\n",
+    )  # fmt: skip
+    assert replies(note, ANSWER) == [
+        (ANSWER.why, "Typical of ox: horns; hooves."),
+        (ANSWER.confused, "Most easily confused with bison and yak. No hump."),
+        (ANSWER.more, "A big animal."),
+    ]
+    assert replies(NOTES["鱼"], ANSWER) == [(ANSWER.confused, "It swims.")]
+    assert replies(Note("ox", synonyms=("steer",)), ANSWER) == []
+
+
+def test_every_picture_has_its_label_row_and_some_have_a_reason() -> None:
+    rows = rows_of(0, explain_per_label=2)
+    assert [(row.picture, row.name) for row in rows[: len(EXAMPLES)]] == [
+        (i, example.image) for i, example in enumerate(EXAMPLES)
+    ]
+    assert all(
+        learnt(row) == [f"{e.label}<|im_end|>"]
+        for row, e in zip(rows[: len(EXAMPLES)], EXAMPLES, strict=True)
+    )
+    assert reasons(rows) == rows[len(EXAMPLES) :]
+    assert [EXAMPLES[row.picture].label for row in reasons(rows)] == ["ox", "ox", "鱼", "鱼"]
+    for row in reasons(rows):
+        assert row.name == EXAMPLES[row.picture].image
+        assert learnt(row)[0] == f"{EXAMPLES[row.picture].label}<|im_end|>"
+
+
+@pytest.mark.parametrize(("wanted", "counts"), [(0, (0, 0)), (1, (1, 1)), (3, (3, 2)), (99, (5, 2))])
+def test_a_label_has_no_more_reasons_than_asked_nor_a_picture_two(
+    wanted: int, counts: tuple[int, int]
+) -> None:
+    found = [row.picture for row in reasons(rows_of(0, explain_per_label=wanted))]
+    assert len(set(found)) == len(found)
+    assert tuple(sum(EXAMPLES[i].label == label for i in found) for label in NOTES) == counts
+
+
+def test_the_reasons_take_turns() -> None:
+    said = [
+        learnt(row)[1]
+        for epoch in range(3)
+        for row in reasons(rows_of(epoch, explain_per_label=1))
+        if EXAMPLES[row.picture].label == "ox"
+    ]
+    assert sorted(said) == sorted(f"{reply}<|im_end|>" for _, reply in replies(NOTES["ox"], ANSWER))
+    chosen = {
+        tuple(row.picture for row in reasons(rows_of(epoch, explain_per_label=1))) for epoch in range(8)
+    }
+    assert len(chosen) > 2
+
+
+def test_rows_follow_from_seed_and_epoch_alone() -> None:
+    assert rows_of(2) == rows_of(2)
+    assert rows_of(2, explain_per_label=2) != rows_of(3, explain_per_label=2)
+    chosen = {
+        tuple(row.picture for row in reasons(rows_of(2, seed=seed, explain_per_label=2))) for seed in range(6)
+    }
+    assert len(chosen) > 1
+
+
+def test_a_negative_seed_is_refused_with_the_settings() -> None:
+    assert replace(TrainSettings(), seed=-1).faults() == ["seed=-1 must not be negative"]
+
+
+def test_rows_that_are_too_long_are_refused_by_name_and_none_is_cut() -> None:
+    rows = rows_of(0)
+    before, visual = 30, 17
+    longest = max(len(row.ids) for row in rows)
+    check_lengths(rows, before, visual, before + visual + longest)
+    with pytest.raises(DataError) as caught:
+        check_lengths(rows, before, visual, before + visual + longest - 1)
+    guilty = {row.name for row in rows if len(row.ids) == longest}
+    assert caught.value.message.startswith(", ".join(sorted(guilty)))
+    assert "context of" in caught.value.message
+    assert max(len(row.ids) for row in rows) == longest
+    with pytest.raises(DataError, match=r"and 4 more: longer than"):
+        check_lengths(rows, before, visual, 1)
