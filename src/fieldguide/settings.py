@@ -76,13 +76,14 @@ class TrainSettings:
     """How the projector and the LoRA adapter are trained."""
 
     language_model: str = "starter"
-    summary_tokens: int = 1  # visual tokens from the whole picture, solved by ridge regression; 0 = none
+    summary_tokens: int = 3  # visual tokens from the whole picture, solved by ridge regression; 0 = none
     patch_tokens: int = 0  # visual tokens from patches of the grid: 0 (none), 1, 4 or 16 for a 4 × 4 grid
     lora_rank: int = 16
     lora_alpha: int = 32
     lora_dropout: float = 0.0
     epochs: int = 3
-    batch_size: int = 16
+    batch_size: int = 16  # most rows a batch …
+    batch_tokens: int = 512  # … and most tokens, padding included; bounds the memory of long rows
     accumulate: int = 1  # batches a step
     learning_rate: float = 5e-4  # of the adapter
     projector_learning_rate: float = 5e-4
@@ -100,6 +101,7 @@ class TrainSettings:
         for name in (
             "epochs",
             "batch_size",
+            "batch_tokens",
             "accumulate",
             "lora_rank",
             "lora_alpha",

@@ -216,7 +216,8 @@ def new_model(labels: Sequence[str], encoder: VisionEncoder, start: WarmStart, r
         patch_tokens=settings.patch_tokens,
     )
     projector, prompt = Projector(config), Prompt(tokenizer)
-    install(projector, start, label_embeddings(embedding, [prompt.words(label) for label in labels]))
+    words = [prompt.words(label) for label in labels]
+    install(projector, start, label_embeddings(embedding, words, settings.summary_tokens))
     return Assembled(tokenizer, adapted, projector, prompt)
 
 

@@ -3,8 +3,8 @@
 Two kinds of token, either or both:
 
 * summary tokens: the whole picture's evidence for each label, a linear map solved in closed form by ridge
-  regression (see `train/warmstart.py`), turned into an embedding by a small trained table that starts at the
-  labels' own word embeddings;
+  regression (see `train/warmstart.py`) and a softmax, turned into embeddings by a small trained table that
+  starts at the labels' own words: token k is the evidence-weighted mean of the labels' k-th tokens;
 * patch tokens: one for each cell of a square grid, through a two-layer GELU projector as in LLaVA-1.5
   (Liu et al. 2023), trained.
 
@@ -71,6 +71,7 @@ class Projector(nn.Module):
     scale: Tensor
     evidence_map: Tensor
     evidence_bias: Tensor
+    sharpness: Tensor
 
     def __init__(self, config: ProjectorConfig) -> None:
         super().__init__()
@@ -81,6 +82,7 @@ class Projector(nn.Module):
         if config.summary_tokens:
             self.register_buffer("evidence_map", torch.zeros(config.flat, config.evidence))
             self.register_buffer("evidence_bias", torch.zeros(config.evidence))
+            self.register_buffer("sharpness", torch.ones(()))
             self.table = nn.Parameter(torch.zeros(config.summary_tokens, config.evidence, config.hidden))
             self.bias = nn.Parameter(torch.zeros(config.summary_tokens, config.hidden))
         if config.patch_tokens:
@@ -104,10 +106,11 @@ class Projector(nn.Module):
         return ((flat - self.mean) / self.scale).clamp(-10, 10)
 
     def evidence(self, features: PictureFeatures) -> Tensor:
-        """How much speaks for each label, about 1 for the right one and 0 for others. (B, R)"""
+        """How likely each label is by the solved map alone; rows sum to 1. (B, R)"""
         if features.evidence is not None:
             return features.evidence
-        return self.standardise(features) @ self.evidence_map + self.evidence_bias
+        solved = self.standardise(features) @ self.evidence_map + self.evidence_bias
+        return torch.softmax(self.sharpness * solved, dim=1)
 
     def forward(self, features: PictureFeatures) -> Tensor:
         parts = []

@@ -1,6 +1,7 @@
 """What simple classifiers reach on the same features and the same split: the bar a guide has to clear.
 
-Three of them: always the commonest label, the five nearest training pictures, and a linear probe.
+Four of them: always the commonest label, the five nearest training pictures, and a linear probe on the grid
+features and on all features that the guide itself reads.
 """
 
 from __future__ import annotations
@@ -139,8 +140,17 @@ def baselines(
             ),
             (
                 "linear probe",
-                f"logistic regression on the same frozen features (C={PROBE_C:g})",
+                f"logistic regression on the grid features (C={PROBE_C:g})",
                 linear_probe(inputs.train_grid, inputs.train_labels, inputs.test_grid[present]),
+            ),
+            (
+                "linear probe, all features",
+                f"logistic regression on the grid and pooled features (C={PROBE_C:g})",
+                linear_probe(
+                    _joined(inputs.train_grid, inputs.train_pooled),
+                    inputs.train_labels,
+                    _joined(inputs.test_grid, inputs.test_pooled)[present],
+                ),
             ),
         ):
             found.append((name, how, *_spread(names, probabilities, rows)))
@@ -168,6 +178,10 @@ def _spread(
         predicted.append(labels[index] if row >= 0 else "")
         stated.append(float(value))
     return predicted, stated
+
+
+def _joined(grid: np.ndarray, pooled: np.ndarray) -> np.ndarray:
+    return np.concatenate([_flat(grid), pooled], axis=1)
 
 
 def _flat(x: np.ndarray) -> np.ndarray:

@@ -28,17 +28,26 @@ class Batch:
         return self.ids[self.supervised]
 
 
-def epoch_order(lengths: Sequence[int], batch_size: int, seed: int, epoch: int) -> list[list[int]]:
+def epoch_order(
+    lengths: Sequence[int], batch_size: int, batch_tokens: int, seed: int, epoch: int
+) -> list[list[int]]:
     """Row numbers of each batch of an epoch; every row once.
 
-    Rows are shuffled, cut into pools, sorted by length inside a pool, batched, and the batches shuffled.
+    Rows are shuffled, cut into pools, sorted by length inside a pool, batched, and the batches shuffled. A
+    batch holds at most `batch_size` rows and `batch_tokens` tokens, padding included; a longer row stands alone.
     """
     generator = np.random.default_rng([seed, epoch, 0])
     order = generator.permutation(len(lengths))
     batches: list[list[int]] = []
     for start in range(0, len(order), batch_size * POOL):
-        pool = sorted(order[start : start + batch_size * POOL].tolist(), key=lambda i: lengths[i])
-        batches += [pool[i : i + batch_size] for i in range(0, len(pool), batch_size)]
+        batch: list[int] = []
+        for row in sorted(order[start : start + batch_size * POOL].tolist(), key=lambda i: lengths[i]):
+            # Sorted by length: the row at hand is the longest of the batch.
+            if len(batch) == batch_size or (batch and lengths[row] * (len(batch) + 1) > batch_tokens):
+                batches.append(batch)
+                batch = []
+            batch.append(row)
+        batches.append(batch)
     return [batches[i] for i in generator.permutation(len(batches))]
 
 

@@ -92,12 +92,14 @@ class Loop:
         self.accelerator = Accelerator()
         self.model, self.optimizer = self.accelerator.prepare(model, optimizer)
         self.features = features.to(self.accelerator.device)
-        self.lengths = [len(row.ids) for row in rows_of(0)]
-        self.batches_an_epoch = len(epoch_order(self.lengths, settings.batch_size, settings.seed, 0))
+        self.batches_an_epoch = len(
+            epoch_order(self.lengths, settings.batch_size, settings.batch_tokens, settings.seed, 0)
+        )
         self.steps_an_epoch = math.ceil(self.batches_an_epoch / settings.accumulate)
 
     @property
     def total_steps(self) -> int:
+        """Optimizer steps of all epochs, taking each to be as long as the first."""
         return self.steps_an_epoch * self.settings.epochs
 
     def run(self, *, resume: bool = False) -> TrainResult:
@@ -161,7 +163,11 @@ class Loop:
         settings = self.settings
         rows = self.rows_of(progress.epoch)
         order = epoch_order(
-            [len(row.ids) for row in rows], settings.batch_size, settings.seed, progress.epoch
+            [len(row.ids) for row in rows],
+            settings.batch_size,
+            settings.batch_tokens,
+            settings.seed,
+            progress.epoch,
         )
         self.model.train()
         while progress.batch < len(order):
@@ -247,4 +253,4 @@ def learning_rate_factor(step: int, total: int, warmup: float) -> float:
     rising = max(1, round(warmup * total))
     if step < rising:
         return (step + 1) / rising
-    return 0.5 * (1 + math.cos(math.pi * (step - rising) / max(1, total - rising)))
+    return 0.5 * (1 + math.cos(math.pi * min(1.0, (step - rising) / max(1, total - rising))))

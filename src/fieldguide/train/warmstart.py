@@ -12,15 +12,18 @@ cleaner than any it will meet.
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
+from scipy.optimize import minimize_scalar
 from torch import Tensor
 
 from fieldguide.model.projector import Projector
 
-PENALTIES = (0.003, 0.01, 0.03, 0.1, 0.3, 1.0)  # relative to kernels of unit mean diagonal
+PENALTIES = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0)  # relative to kernels of unit mean diagonal
 BIAS = 1.0  # the constant feature's share of the kernel
 POOLED_SHARES = (0.0, 0.2, 0.5, 1.0)  # how much of the kernel comes from the pooled features
 
@@ -33,6 +36,7 @@ class WarmStart:
     scale: np.ndarray  # (F,)
     weights: np.ndarray  # (F, R)
     bias: np.ndarray  # (R,)
+    sharpness: float  # evidence = softmax(sharpness · (features @ weights + bias))
     left_out: np.ndarray  # (n, R) evidence for each training picture by a map that has not seen it
     penalty: float
     pooled_share: float
@@ -83,12 +87,13 @@ def solve(
     _, share, penalty = best
     kernel = (1 - share) * kernels[0] + share * kernels[1] + BIAS
     left_out, dual = _leave_out(*np.linalg.eigh(kernel), penalty, target, groups)
-    left_out = left_out + centre
+    sharpness = _fit_sharpness(left_out, labels)
+    evidence = _softmax(sharpness * left_out)
     bias = BIAS * dual.sum(0) + centre
     factors = [(1 - share) / _size(flat[:, :cut]), share / _size(flat[:, cut:])]
     weights = np.concatenate([flat[:, :cut].T @ dual * factors[0], flat[:, cut:].T @ dual * factors[1]])
-    accuracy = float((left_out.argmax(1) == labels).mean())
-    return WarmStart(mean, scale, weights, bias, left_out, penalty, share, accuracy)
+    accuracy = float((evidence.argmax(1) == labels).mean())
+    return WarmStart(mean, scale, weights, bias, sharpness, evidence, penalty, share, accuracy)
 
 
 def _size(part: np.ndarray) -> float:
@@ -119,15 +124,41 @@ def _leave_out(
     return left_out, dual
 
 
-def label_embeddings(embedding: Tensor, token_ids: list[list[int]]) -> Tensor:
-    """Mean input embedding of each label's words. (R, H)"""
-    return torch.stack([embedding[torch.tensor(ids)].mean(0) for ids in token_ids])
+def _softmax(values: np.ndarray) -> np.ndarray:
+    raised = np.exp(values - values.max(1, keepdims=True))
+    return raised / raised.sum(1, keepdims=True)
+
+
+def _fit_sharpness(left_out: np.ndarray, labels: np.ndarray) -> float:
+    """The sharpness under which the left-out pictures' own labels are likeliest."""
+
+    def loss(log_sharpness: float) -> float:
+        shares = _softmax(math.exp(log_sharpness) * left_out)
+        return -float(np.log(shares[np.arange(len(labels)), labels] + 1e-12).mean())
+
+    found = minimize_scalar(loss, bounds=(math.log(0.1), math.log(100.0)), method="bounded")
+    return math.exp(found.x)
+
+
+def label_embeddings(embedding: Tensor, token_ids: Sequence[Sequence[int]], places: int) -> Tensor:
+    """Input embeddings of each label's words, a token a place. (places, R, H)
+
+    A longer label's last place holds the mean of its remaining tokens; a shorter one's further places hold 0.
+    """
+    table = torch.zeros(places, len(token_ids), embedding.shape[1])
+    for number, ids in enumerate(token_ids):
+        words = embedding[torch.tensor(list(ids))]
+        for place in range(min(places, len(ids))):
+            last = place == places - 1
+            table[place, number] = words[place:].mean(0) if last else words[place]
+    return table
 
 
 def install(projector: Projector, start: WarmStart, embeddings: Tensor) -> None:
-    """Put the solved map and the labels' word embeddings into the projector.
+    """Put the solved map and the labels' word embeddings (places, R, H) into the projector.
 
-    The evidence sums to one, so the summary token starts as the evidence-weighted mean of the labels' words.
+    The evidence sums to one, so summary token k starts as the evidence-weighted mean of the labels' k-th
+    tokens: for a sure picture, the label itself. The untrained language model reads that off already.
     """
 
     def tensor(values: np.ndarray) -> Tensor:
@@ -139,5 +170,6 @@ def install(projector: Projector, start: WarmStart, embeddings: Tensor) -> None:
         if projector.config.summary_tokens:
             projector.evidence_map.copy_(tensor(start.weights))
             projector.evidence_bias.copy_(tensor(start.bias))
-            projector.table.copy_(embeddings.expand_as(projector.table))
+            projector.sharpness.fill_(start.sharpness)
+            projector.table.copy_(embeddings)
             projector.bias.zero_()
