@@ -2,7 +2,7 @@
 
     python bench/accuracy.py PICTURES [--notes NOTES] [--sets digits animals …] [--seeds 0 1 2]
 
-PICTURES holds one folder a set, NOTES one `SET.csv` each. Every build splits 70/10/20 by its own seed, and the
+PICTURES holds one folder a set, NOTES one `SET.csv` each. Every build splits 70/10/20 by its seed, and the
 baselines are fitted and tested on the same split. Prints a row a build and the means; writes bench/results/.
 """
 
@@ -20,7 +20,9 @@ from fieldguide.settings import load_recipe
 RESULTS = Path(__file__).parent / "results"
 
 
-def one(pictures: Path, notes: Path | None, seed: int, folder: Path, settings: dict[str, object]) -> dict[str, object]:
+def one(
+    pictures: Path, notes: Path | None, seed: int, folder: Path, settings: dict[str, object]
+) -> dict[str, object]:
     """One build; its accuracy, that of each baseline, and seconds."""
     recipe = load_recipe(None, {"import": {"seed": seed}, "train": {"seed": seed, **settings}})
     began = time.perf_counter()
@@ -32,8 +34,8 @@ def one(pictures: Path, notes: Path | None, seed: int, folder: Path, settings: d
     return {
         "set": pictures.name,
         "seed": seed,
-        "test_pictures": metrics["metrics"]["count"],
-        "guide": metrics["metrics"]["accuracy"],
+        "test_pictures": metrics["guide"]["count"],
+        "guide": metrics["guide"]["accuracy"],
         **baselines,
         "left_out": training["warm_start"]["left_out_accuracy"],
         "epochs": training["epochs"],

@@ -33,8 +33,9 @@ def epoch_order(
 ) -> list[list[int]]:
     """Row numbers of each batch of an epoch; every row once.
 
-    Rows are shuffled, cut into pools, sorted by length inside a pool, batched, and the batches shuffled. A
-    batch holds at most `batch_size` rows and `batch_tokens` tokens, padding included; a longer row stands alone.
+    Rows are shuffled, cut into pools, sorted by length inside a pool, batched, and the batches shuffled.
+    A batch holds at most `batch_size` rows and `batch_tokens` tokens, padding included; a longer row stands
+    alone.
     """
     generator = np.random.default_rng([seed, epoch, 0])
     order = generator.permutation(len(lengths))

@@ -92,10 +92,7 @@ class Loop:
         self.accelerator = Accelerator()
         self.model, self.optimizer = self.accelerator.prepare(model, optimizer)
         self.features = features.to(self.accelerator.device)
-        self.batches_an_epoch = len(
-            epoch_order(self.lengths, settings.batch_size, settings.batch_tokens, settings.seed, 0)
-        )
-        self.steps_an_epoch = math.ceil(self.batches_an_epoch / settings.accumulate)
+        self.steps_an_epoch = math.ceil(len(self._order(rows_of(0), 0)) / settings.accumulate)
 
     @property
     def total_steps(self) -> int:
@@ -162,13 +159,7 @@ class Loop:
     def _epoch(self, progress: Progress, before: dict[str, Tensor], advance: Callable[[], None]) -> None:
         settings = self.settings
         rows = self.rows_of(progress.epoch)
-        order = epoch_order(
-            [len(row.ids) for row in rows],
-            settings.batch_size,
-            settings.batch_tokens,
-            settings.seed,
-            progress.epoch,
-        )
+        order = self._order(rows, progress.epoch)
         self.model.train()
         while progress.batch < len(order):
             window = order[progress.batch : progress.batch + settings.accumulate]
@@ -190,6 +181,11 @@ class Loop:
             advance()
             if progress.step % settings.checkpoint_every == 0 and progress.batch < len(order):
                 self._save(progress)
+
+    def _order(self, rows: Sequence[Row], epoch: int) -> list[list[int]]:
+        settings = self.settings
+        lengths = [len(row.ids) for row in rows]
+        return epoch_order(lengths, settings.batch_size, settings.batch_tokens, settings.seed, epoch)
 
     def _check(self, what: str, value: Tensor, names: list[str]) -> None:
         if not torch.isfinite(value):
