@@ -207,7 +207,7 @@ class Loop:
     def _close_epoch(self, progress: Progress) -> None:
         """Validate, keep the best, decide whether to stop, and write a checkpoint."""
         entry: dict[str, Any] = {"epoch": progress.epoch, "step": progress.step}
-        entry["loss"] = progress.epoch_loss / self.steps_an_epoch
+        entry["loss"] = progress.epoch_loss / math.ceil(progress.batch / self.settings.accumulate)
         self.model.eval()
         if self.validate is not None:
             entry.update({f"validation_{key}": value for key, value in self.validate().items()})
