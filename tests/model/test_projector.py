@@ -85,7 +85,9 @@ def test_given_evidence_takes_the_place_of_the_computed() -> None:
     ):
         tensor.copy_(torch.randn(tensor.shape, generator=generator))
     given = features()
-    computed = projector.standardise(given) @ projector.evidence_map + projector.evidence_bias
+    projector.sharpness.fill_(0.7)
+    solved = projector.standardise(given) @ projector.evidence_map + projector.evidence_bias
+    computed = torch.softmax(0.7 * solved, dim=1)
     torch.testing.assert_close(projector.evidence(given), computed)
     torch.testing.assert_close(projector(given), projector(given._replace(evidence=computed)))
     one_hot = torch.eye(4)[[2, 0]]
@@ -97,7 +99,7 @@ def test_given_evidence_takes_the_place_of_the_computed() -> None:
 def test_standardisation_and_evidence_map_are_saved_but_not_trained() -> None:
     projector = Projector(config(patch_tokens=4))
     trained = {name for name, _ in projector.named_parameters()}
-    solved = {"mean", "scale", "evidence_map", "evidence_bias"}
+    solved = {"mean", "scale", "evidence_map", "evidence_bias", "sharpness"}
     assert not trained & solved
     assert solved <= set(projector.state_dict())
 

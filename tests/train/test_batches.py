@@ -9,30 +9,40 @@ from hypothesis import strategies as st
 from fieldguide.train.batches import POOL, collate, epoch_order
 from fieldguide.train.rows import Row
 
+MANY = 10**9  # tokens: no limit
 lengths_of = st.lists(st.integers(1, 60), min_size=1, max_size=300)
 
 
-@settings(max_examples=60, deadline=None)
-@given(lengths_of, st.integers(1, 9), st.integers(0, 2**31), st.integers(0, 50))
-def test_every_row_comes_once_an_epoch(lengths: list[int], size: int, seed: int, epoch: int) -> None:
-    order = epoch_order(lengths, size, seed, epoch)
+@settings(max_examples=80, deadline=None)
+@given(lengths_of, st.integers(1, 9), st.integers(1, 300), st.integers(0, 2**31), st.integers(0, 50))
+def test_every_row_comes_once_an_epoch_in_batches_that_are_small_enough(
+    lengths: list[int], size: int, tokens: int, seed: int, epoch: int
+) -> None:
+    order = epoch_order(lengths, size, tokens, seed, epoch)
     assert sorted(row for batch in order for row in batch) == list(range(len(lengths)))
-    assert all(1 <= len(batch) <= size for batch in order)
-    assert len(order) == -(-len(lengths) // size)
-    assert order == epoch_order(lengths, size, seed, epoch)
+    for batch in order:
+        assert 1 <= len(batch) <= size
+        assert len(batch) == 1 or len(batch) * max(lengths[row] for row in batch) <= tokens
+    assert order == epoch_order(lengths, size, tokens, seed, epoch)
+
+
+@settings(max_examples=30, deadline=None)
+@given(lengths_of, st.integers(1, 9))
+def test_batches_are_full_where_tokens_allow(lengths: list[int], size: int) -> None:
+    assert len(epoch_order(lengths, size, MANY, 0, 0)) == -(-len(lengths) // size)
 
 
 @settings(max_examples=30, deadline=None)
 @given(st.lists(st.integers(1, 60), min_size=30, max_size=200), st.integers(0, 1000), st.integers(0, 50))
 def test_another_epoch_or_seed_has_another_order(lengths: list[int], seed: int, epoch: int) -> None:
-    order = epoch_order(lengths, 4, seed, epoch)
-    assert order != epoch_order(lengths, 4, seed, epoch + 1)
-    assert order != epoch_order(lengths, 4, seed + 1, epoch)
+    order = epoch_order(lengths, 4, 100, seed, epoch)
+    assert order != epoch_order(lengths, 4, 100, seed, epoch + 1)
+    assert order != epoch_order(lengths, 4, 100, seed + 1, epoch)
 
 
 def test_rows_of_like_length_are_together_but_not_in_the_order_of_length() -> None:
     lengths = [1 + (37 * i) % 101 for i in range(400)]
-    order = epoch_order(lengths, 8, 0, 0)
+    order = epoch_order(lengths, 8, MANY, 0, 0)
     assert len(order) <= POOL  # one pool: sorted as a whole
     spread = [max(lengths[i] for i in batch) - min(lengths[i] for i in batch) for batch in order]
     assert max(spread) <= 4
@@ -42,7 +52,7 @@ def test_rows_of_like_length_are_together_but_not_in_the_order_of_length() -> No
 
 def test_which_rows_meet_changes_between_epochs() -> None:
     lengths = [5] * 64
-    together = [{frozenset(batch) for batch in epoch_order(lengths, 8, 0, epoch)} for epoch in range(2)]
+    together = [{frozenset(batch) for batch in epoch_order(lengths, 8, MANY, 0, epoch)} for epoch in range(2)]
     assert not together[0] & together[1]
 
 

@@ -164,12 +164,30 @@ def test_a_validation_loss_that_is_no_number_ends_the_training(tmp_path: Path) -
     assert checkpoints(tmp_path)
 
 
+def test_the_loss_of_an_epoch_is_the_mean_of_its_own_steps(tmp_path: Path) -> None:
+    model = tiny.new_model(lora_dropout=0.0)
+    row = label_row(model.prompt, 0, "ox", "")
+    run = tiny.make_loop(
+        tmp_path, model=model, rows_of=lambda epoch: [row] * (4 if epoch == 0 else 12), validate=None,
+        epochs=2, accumulate=1, learning_rate=1e-5, projector_learning_rate=1e-5, lora_dropout=0.0,
+    )  # fmt: skip
+    first, second = run.run().progress.history
+    assert (first["step"], second["step"]) == (1, 4)
+    assert second["loss"] == pytest.approx(first["loss"], rel=0.05)
+
+
+def test_long_rows_are_trained_in_smaller_batches(tmp_path: Path) -> None:
+    progress = tiny.make_loop(tmp_path, epochs=1, batch_tokens=70, accumulate=1).run().progress
+    assert progress.step > 28 / 4
+
+
 def test_learning_rate_rises_then_falls_to_nothing() -> None:
     factors = [learning_rate_factor(step, 100, 0.1) for step in range(101)]
     assert factors[:10] == pytest.approx([0.1 * (i + 1) for i in range(10)])
     assert factors[10:] == sorted(factors[10:], reverse=True)
     assert factors[55] == pytest.approx(0.5)
     assert factors[100] == pytest.approx(0, abs=1e-12)
+    assert learning_rate_factor(120, 100, 0.1) == 0  # should later epochs have more steps than the first
     assert learning_rate_factor(0, 1, 0.1) == 1  # a training of one step is no wasted one
 
 

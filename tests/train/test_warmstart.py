@@ -8,7 +8,7 @@ import torch
 
 from fieldguide.model.projector import PictureFeatures, Projector, ProjectorConfig
 from fieldguide.train import warmstart
-from fieldguide.train.warmstart import BIAS, WarmStart, install, label_embeddings, solve, standardise
+from fieldguide.train.warmstart import BIAS, install, label_embeddings, solve, standardise
 
 Arrays = tuple[np.ndarray, np.ndarray, np.ndarray]
 
@@ -23,40 +23,61 @@ def made(count: int, *, labels: int = 3, signal: float = 1.0, seed: int = 0, wid
 
 
 def refit(
-    grid: np.ndarray, pooled: np.ndarray, targets: np.ndarray, out: list[int], like: WarmStart
+    grid: np.ndarray, pooled: np.ndarray, targets: np.ndarray, out: list[int], penalty: float, share: float
 ) -> np.ndarray:
-    """Evidence for the pictures `out`, by a map fitted on all others in the primal form."""
+    """What a map says of the pictures `out` that is fitted on all others, in the primal form."""
     flat, _, _ = standardise(grid, pooled)
     cut = grid[0].size
     sizes = [(part**2).sum(1).mean() for part in (flat[:, :cut], flat[:, cut:])]
-    weights = np.sqrt([(1 - like.pooled_share) / sizes[0], like.pooled_share / sizes[1]])
+    weights = np.sqrt([(1 - share) / sizes[0], share / sizes[1]])
     columns = [flat[:, :cut] * weights[0], flat[:, cut:] * weights[1], np.full((len(flat), 1), BIAS**0.5)]
     design = np.concatenate(columns, axis=1)
     count = int(targets.max()) + 1
     wanted = np.eye(count)[targets] - 1 / count
     rest = np.setdiff1d(np.arange(len(flat)), out)
-    gram = design[rest].T @ design[rest] + like.penalty * np.eye(design.shape[1])
+    gram = design[rest].T @ design[rest] + penalty * np.eye(design.shape[1])
     solution = np.linalg.solve(gram, design[rest].T @ wanted[rest])
     return design[out] @ solution + 1 / count
 
 
+def softmax(values: np.ndarray) -> np.ndarray:
+    return np.exp(values) / np.exp(values).sum(1, keepdims=True)
+
+
 def test_left_out_evidence_is_that_of_refits_without_the_picture() -> None:
-    grid, pooled, targets = made(24)
+    grid, pooled, targets = made(24, signal=0.4)
     start = solve(grid, pooled, targets, 3)
     for i in range(len(targets)):
-        np.testing.assert_allclose(start.left_out[[i]], refit(grid, pooled, targets, [i], start), atol=1e-8)
+        alone = refit(grid, pooled, targets, [i], start.penalty, start.pooled_share)
+        np.testing.assert_allclose(start.left_out[[i]], softmax(start.sharpness * alone), atol=1e-8)
     assert start.left_out_accuracy == (start.left_out.argmax(1) == targets).mean()
+    np.testing.assert_allclose(start.left_out.sum(1), 1)
 
 
 def test_groups_are_left_out_together() -> None:
-    grid, pooled, targets = made(24)
+    grid, pooled, targets = made(24, signal=0.4)
     groups = np.array([7, 3, 3, 0, 7, 5, 3, 8] + [10 + i for i in range(16)])
     start = solve(grid, pooled, targets, 3, groups)
     for group in np.unique(groups):
         rows = np.flatnonzero(groups == group).tolist()
-        np.testing.assert_allclose(start.left_out[rows], refit(grid, pooled, targets, rows, start), atol=1e-8)
-    alone = refit(grid, pooled, targets, [1], start)
-    assert abs(start.left_out[1] - alone[0]).max() > 1e-3
+        together = refit(grid, pooled, targets, rows, start.penalty, start.pooled_share)
+        np.testing.assert_allclose(start.left_out[rows], softmax(start.sharpness * together), atol=1e-8)
+    alone = refit(grid, pooled, targets, [1], start.penalty, start.pooled_share)
+    assert abs(start.left_out[1] - softmax(start.sharpness * alone)[0]).max() > 1e-3
+
+
+def test_sharpness_makes_the_left_out_labels_likeliest() -> None:
+    grid, pooled, targets = made(60, signal=0.3)
+    start = solve(grid, pooled, targets, 3)
+    refits = [refit(grid, pooled, targets, [i], start.penalty, start.pooled_share)[0] for i in range(60)]
+
+    def loss(sharpness: float) -> float:
+        return float(-np.log(softmax(sharpness * np.array(refits))[range(60), targets]).mean())
+
+    factors = np.linspace(0.5, 2, 31)
+    losses = [loss(start.sharpness * factor) for factor in factors]
+    assert abs(factors[int(np.argmin(losses))] - 1) < 0.06
+    assert max(losses) > 1.01 * min(losses)
 
 
 def test_copies_of_a_picture_do_not_tell_its_label_when_grouped() -> None:
@@ -67,22 +88,15 @@ def test_copies_of_a_picture_do_not_tell_its_label_when_grouped() -> None:
     assert solve(*twice, 3, np.repeat(np.arange(30), 2)).left_out_accuracy < 0.55
 
 
-def test_penalty_and_share_have_the_least_left_out_error(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_penalty_and_share_have_the_least_left_out_error() -> None:
     grid, pooled, targets = made(30, signal=0.4)
-
-    def error(start: WarmStart) -> float:
-        return float(((start.left_out - np.eye(3)[targets]) ** 2).mean())
-
-    free = solve(grid, pooled, targets, 3)
+    start = solve(grid, pooled, targets, 3)
     errors = {}
     for penalty in warmstart.PENALTIES:
         for share in warmstart.POOLED_SHARES:
-            with monkeypatch.context() as fixed:
-                fixed.setattr(warmstart, "PENALTIES", (penalty,))
-                fixed.setattr(warmstart, "POOLED_SHARES", (share,))
-                errors[penalty, share] = error(solve(grid, pooled, targets, 3))
-    assert error(free) == pytest.approx(min(errors.values()), rel=1e-9)
-    assert errors[free.penalty, free.pooled_share] == pytest.approx(error(free), rel=1e-9)
+            refits = [refit(grid, pooled, targets, [i], penalty, share)[0] for i in range(30)]
+            errors[penalty, share] = float(((np.array(refits) - np.eye(3)[targets]) ** 2).mean())
+    assert errors[start.penalty, start.pooled_share] == pytest.approx(min(errors.values()), rel=1e-9)
     assert max(errors.values()) > 1.02 * min(errors.values())
 
 
@@ -133,31 +147,36 @@ def test_the_installed_projector_gives_the_evidence() -> None:
     start = solve(grid, pooled, targets, 3)
     projector = Projector(ProjectorConfig(4, 6, 5, 8, 3, summary_tokens=2, patch_tokens=0))
     torch.nn.init.normal_(projector.bias)
-    embeddings = torch.randn(3, 8, generator=torch.Generator().manual_seed(0))
+    embeddings = torch.randn(2, 3, 8, generator=torch.Generator().manual_seed(0))
     install(projector, start, embeddings)
     new_grid, new_pooled, _ = made(7, seed=5)
     features = PictureFeatures(torch.from_numpy(new_grid), torch.from_numpy(new_pooled))
     flat = np.concatenate([new_grid.reshape(7, -1), new_pooled], axis=1)
-    wanted = np.clip((flat - start.mean) / start.scale, -10, 10) @ start.weights + start.bias
-    np.testing.assert_allclose(projector.evidence(features).numpy(), wanted, atol=1e-5)
-    np.testing.assert_allclose(wanted.sum(1), 1, atol=1e-8)
-    tokens = projector(features)  # each the evidence-weighted mean of the labels' words
-    for token in range(2):
-        torch.testing.assert_close(
-            tokens[:, token], torch.from_numpy(wanted).float() @ embeddings, atol=1e-4, rtol=0
-        )
+    solved = np.clip((flat - start.mean) / start.scale, -10, 10) @ start.weights + start.bias
+    np.testing.assert_allclose(solved.sum(1), 1, atol=1e-8)
+    evidence = softmax(start.sharpness * solved)
+    assert start.sharpness > 1.5
+    np.testing.assert_allclose(projector.evidence(features).numpy(), evidence, atol=1e-5)
+    tokens = projector(features)  # (7, 2, 8), each the evidence-weighted mean of the labels' words
+    for place in range(2):
+        wanted = torch.from_numpy(evidence).float() @ embeddings[place]
+        torch.testing.assert_close(tokens[:, place], wanted, atol=1e-4, rtol=0)
 
 
 def test_install_without_summary_tokens_sets_the_standardisation() -> None:
     grid, pooled, targets = made(24)
     start = solve(grid, pooled, targets, 3)
     projector = Projector(ProjectorConfig(4, 6, 5, 8, 0, summary_tokens=0, patch_tokens=4))
-    install(projector, start, torch.zeros(3, 8))
+    install(projector, start, torch.zeros(0, 3, 8))
     np.testing.assert_allclose(projector.mean.numpy(), start.mean, rtol=1e-6)
     np.testing.assert_allclose(projector.scale.numpy(), start.scale, rtol=1e-6)
 
 
-def test_a_labels_embedding_is_the_mean_of_its_words() -> None:
+def test_a_labels_words_are_spread_over_the_places() -> None:
     embedding = torch.arange(12.0).reshape(4, 3)
-    means = label_embeddings(embedding, [[1], [0, 2], [3, 3, 0]])
-    torch.testing.assert_close(means, torch.tensor([[3.0, 4, 5], [3, 4, 5], [6, 7, 8]]))
+    table = label_embeddings(embedding, [[1], [0, 2], [3, 1, 0, 2]], 3)
+    wanted = [[embedding[1], embedding[0], embedding[3]], [torch.zeros(3), embedding[2], embedding[1]]]
+    wanted.append([torch.zeros(3), torch.zeros(3), (embedding[0] + embedding[2]) / 2])
+    torch.testing.assert_close(table, torch.stack([torch.stack(place) for place in wanted]))
+    (means,) = label_embeddings(embedding, [[1], [0, 2]], 1)
+    torch.testing.assert_close(means, torch.stack([embedding[1], (embedding[0] + embedding[2]) / 2]))

@@ -28,6 +28,7 @@ from fieldguide.train.rows import Row, epoch_rows
 from fieldguide.train.warmstart import install, label_embeddings, solve
 
 LABELS = ("ox", "catfish", "鱼")
+SUMMARY_TOKENS = 2
 ANSWER = AnswerSettings(question="What?", why="Why?")
 NOTES = {"ox": Note("ox", field_marks=("horns",)), "catfish": Note("catfish", field_marks=("barbels",))}
 IDENTITY = {"data set": "tiny", "training settings": {"seed": 0}}
@@ -36,15 +37,23 @@ IDENTITY = {"data set": "tiny", "training settings": {"seed": 0}}
 def settings(**changes: Any) -> TrainSettings:
     """Of a training of a second or so, with everything random and scheduled switched on."""
     values: dict[str, Any] = {
-        "patch_tokens": 4, "lora_rank": 4, "lora_dropout": 0.1, "epochs": 3, "batch_size": 4, "accumulate": 2,
-        "learning_rate": 5e-3, "projector_learning_rate": 5e-3, "explain_per_label": 2, "checkpoint_every": 2,
+        "summary_tokens": SUMMARY_TOKENS, "patch_tokens": 4, "lora_rank": 4, "lora_dropout": 0.1, "epochs": 3,
+        "batch_size": 4, "batch_tokens": 10_000, "accumulate": 2, "learning_rate": 5e-3,
+        "projector_learning_rate": 5e-3, "explain_per_label": 2, "checkpoint_every": 2,
     }  # fmt: skip
     return TrainSettings(**(values | changes))
 
 
 def new_model(lora_dropout: float = 0.1) -> Assembled:
     return tiny_model(
-        LABELS, patches=4, channels=6, pooled=5, patch_tokens=4, lora_rank=4, lora_dropout=lora_dropout
+        LABELS,
+        patches=4,
+        channels=6,
+        pooled=5,
+        summary_tokens=SUMMARY_TOKENS,
+        patch_tokens=4,
+        lora_rank=4,
+        lora_dropout=lora_dropout,
     )
 
 
@@ -97,8 +106,9 @@ def make_loop(folder: Path, **changes: Any) -> Loop:
     grid, pooled, targets = pictures(24)
     model = given.get("model") or new_model(train.lora_dropout)
     start = solve(grid, pooled, targets, len(LABELS))
+    words = [model.prompt.words(label) for label in LABELS]
     embedding = model.language_model.get_input_embeddings().weight
-    install(model.projector, start, label_embeddings(embedding, [model.prompt.words(t) for t in LABELS]))
+    install(model.projector, start, label_embeddings(embedding, words, SUMMARY_TOKENS))
     examples = [Example(str(i), f"{i}.png", label=LABELS[target]) for i, target in enumerate(targets)]
 
     def rows_of(epoch: int) -> list[Row]:
