@@ -227,6 +227,17 @@ def test_no_more_checkpoints_are_kept_than_asked(tmp_path: Path) -> None:
     assert not [path for path in tmp_path.iterdir() if path.name.startswith(".")]
 
 
+def test_dropout_follows_from_the_seed_alone(tmp_path: Path) -> None:
+    models = []
+    for number in range(3):
+        torch.manual_seed(number)  # whatever went on before
+        models.append(tiny.new_model())
+        run = tiny.make_loop(tmp_path / str(number), model=models[-1], epochs=1, seed=number // 2)
+        run.run()
+    assert equal(copies(models[0], learnt=True), copies(models[1], learnt=True))
+    assert not equal(copies(models[0], learnt=True), copies(models[2], learnt=True))
+
+
 # --- which training may go on -----------------------------------------------------------------------------
 
 
