@@ -51,7 +51,7 @@ def test_the_document_lists_every_setting_with_its_default() -> None:
 def test_all_faults_are_reported_together() -> None:
     tables = {
         "import": {"val": 0.6, "test": 0.5, "speling": 1},
-        "train": {"epochs": 0, "learning_rate": "fast", "warm_start": 1},
+        "train": {"epochs": 0, "learning_rate": "fast", "summary_tokens": "2"},
         "embed": {"runtime": "abacus"},
         "cooking": {},
         "answer": 3,
@@ -66,7 +66,7 @@ def test_all_faults_are_reported_together() -> None:
         "near_duplicate_distance",  # listed among the known ones
         "[train] epochs=0 must be at least 1",
         "[train] learning_rate='fast' must be float",
-        "[train] warm_start=1 must be bool",
+        "[train] summary_tokens='2' must be int",
         "[embed] runtime='abacus'",
         "unknown table [cooking]",
         "[answer] must be a table",
@@ -151,9 +151,10 @@ def test_recipe_files_that_cannot_be_read_are_named(tmp_path: Path) -> None:
 
 
 def test_overrides_from_the_command_line() -> None:
-    texts = ["train.epochs=5", "train.warm_start=false", "answer.question=What is it?", "import.val = 0.2"]
+    texts = ["train.epochs=5", "embed.grid=2", "answer.question=What is it?", "import.val = 0.2"]
     assert parse_overrides(texts) == {
-        "train": {"epochs": 5, "warm_start": False},
+        "train": {"epochs": 5},
+        "embed": {"grid": 2},
         "answer": {"question": "What is it?"},
         "import": {"val": 0.2},
     }

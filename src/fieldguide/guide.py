@@ -147,6 +147,7 @@ class Guide:
         """
         from dataclasses import replace
 
+        from fieldguide.answer.choose import search
         from fieldguide.answer.generate import explain
         from fieldguide.errors import PictureError
 
@@ -154,9 +155,10 @@ class Guide:
         if errors:
             raise PictureError(str(picture), errors[0])
         assert places == [0]
-        scores = self._scores(features, 0, 1, top_k)[0]
         settings = self.answer_settings
         started = self.model.start(settings.question, features, prefix=self._prefix)
+        wanted = top_k or settings.top_k
+        scores = search(self.model, started, self.trie, top_k=wanted, temperature=self.temperature)[0]
         asked = question.strip() or settings.why
         text = explain(self.model, started, 0, scores[0].label, asked, settings.max_new_tokens)
         return replace(Answer(str(picture), scores[0].label, scores[0].probability, tuple(scores)), text=text)

@@ -81,16 +81,16 @@ class TrainSettings:
     lora_rank: int = 16
     lora_alpha: int = 32
     lora_dropout: float = 0.0
-    epochs: int = 3
+    epochs: int = 2
     batch_size: int = 16  # most rows a batch …
     batch_tokens: int = 512  # … and most tokens, padding included; bounds the memory of long rows
     accumulate: int = 1  # batches a step
-    learning_rate: float = 5e-4  # of the adapter
-    projector_learning_rate: float = 5e-4
+    learning_rate: float = 2e-4  # of the adapter
+    projector_learning_rate: float = 1e-3
     weight_decay: float = 0.01
     warmup: float = 0.1  # share of the steps
     clip: float = 1.0  # largest gradient norm
-    explain_per_label: int = 4  # pictures a label and epoch that also train the reasons; 0 = labels only
+    explain_per_label: int = 3  # pictures a label and epoch that also train the reasons; 0 = labels only
     patience: int = 2  # epochs without a better validation loss before stopping; 0 = never stop early
     checkpoint_every: int = 50  # steps
     keep: int = 2  # checkpoints kept

@@ -252,21 +252,16 @@ def _identity(setup: Setup) -> dict[str, Any]:
 
 def _validation(setup: Setup) -> Callable[[], dict[str, float]]:
     """Closed-set loss (nats) and accuracy on the validation pictures."""
-    from fieldguide.answer.choose import choose_all
+    from fieldguide.answer.calibrate import measure
 
-    model, val, trie = setup.model, setup.val, setup.trie
-    features, answer = val.tensors(), setup.recipe.answer
+    answer, trie, features = setup.recipe.answer, setup.trie, setup.val.tensors()
+    labels = [setup.labels[target] for target in setup.val.targets]
 
     def validate() -> dict[str, float]:
-        rows = []
-        for i in range(0, len(val), answer.batch_size):
-            part = type(features)(
-                features.grid[i : i + answer.batch_size], features.pooled[i : i + answer.batch_size]
-            )
-            rows.append(np.asarray(choose_all(model, answer.question, part, trie)))
-        scores = np.concatenate(rows)  # (n, R) log-probabilities in the order of `labels`
-        loss = -scores[np.arange(len(val)), val.targets].mean()
-        return {"loss": float(loss), "accuracy": float((scores.argmax(1) == val.targets).mean())}
+        loss, accuracy = measure(
+            setup.model, answer.question, features, labels, trie, batch_size=answer.batch_size
+        )
+        return {"loss": loss, "accuracy": accuracy}
 
     return validate
 

@@ -126,7 +126,7 @@ class Forest:
             inputs_embeds=embeddings,
             attention_mask=mask,
             position_ids=(self.started.length + depths)[None],
-            past_key_values=self._grown.cache,
+            cache=self._grown.cache,
             use_cache=True,
         )
         return output.last_hidden_state[0]

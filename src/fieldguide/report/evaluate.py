@@ -84,7 +84,7 @@ def evaluate_guide(
     folder = Path(out) if out is not None else guide.folder / "report"
     _check_replaceable(folder)
     chosen, unlabelled = _choose(dataset, split)
-    distance = int(dataset.info.get("settings", {}).get("near_duplicate_distance", 6))
+    distance = int(dataset.info.get("settings", {}).get("near_duplicate_distance", 8))
     overlap = find_overlap(chosen, guide.training_pictures(), distance=distance, split=split)
     if not force:
         refuse_overlap(overlap, split)

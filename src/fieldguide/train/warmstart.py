@@ -24,6 +24,7 @@ from torch import Tensor
 from fieldguide.model.projector import Projector
 
 PENALTIES = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0)  # relative to kernels of unit mean diagonal
+MOST_SHARP = 30.0  # real sets give 8 to 15; few, perfectly separable pictures would ask for any sharpness
 BIAS = 1.0  # the constant feature's share of the kernel
 POOLED_SHARES = (0.0, 0.2, 0.5, 1.0)  # how much of the kernel comes from the pooled features
 
@@ -136,7 +137,7 @@ def _fit_sharpness(left_out: np.ndarray, labels: np.ndarray) -> float:
         shares = _softmax(math.exp(log_sharpness) * left_out)
         return -float(np.log(shares[np.arange(len(labels)), labels] + 1e-12).mean())
 
-    found = minimize_scalar(loss, bounds=(math.log(0.1), math.log(100.0)), method="bounded")
+    found = minimize_scalar(loss, bounds=(math.log(0.1), math.log(MOST_SHARP)), method="bounded")
     return math.exp(found.x)
 
 
