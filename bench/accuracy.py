@@ -1,9 +1,9 @@
 """Accuracy of whole builds beside the baselines, over picture sets and seeds.
 
-    python bench/accuracy.py PICTURES [--notes NOTES] [--sets digits animals …] [--seeds 0 1 2]
+    python bench/accuracy.py [PICTURES] [--notes NOTES] [--sets digits animals …] [--seeds 0 1 2]
 
 PICTURES holds one folder a set, NOTES one `SET.csv` each. Every build splits 70/10/20 by its seed, and the
-baselines are fitted and tested on the same split. Prints a row a build and the means; writes bench/results/.
+baselines are fitted and tested on the same split. Without PICTURES, scikit-learn's digits are taken. Prints a row a build and the means; writes bench/results/.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import time
 from pathlib import Path
 
 from fieldguide.build import build
+from fieldguide.demo import write_digits
 from fieldguide.settings import load_recipe
 
 RESULTS = Path(__file__).parent / "results"
@@ -46,13 +47,18 @@ def one(
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("pictures", type=Path)
+    parser.add_argument("pictures", type=Path, nargs="?")
     parser.add_argument("--notes", type=Path)
     parser.add_argument("--sets", nargs="+", default=["digits", "animals", "chess", "galaxies", "fish"])
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--set", nargs="*", default=[], metavar="SETTING=VALUE", help="of the train stage")
     arguments = parser.parse_args()
     settings = {key: json.loads(value) for key, value in (item.split("=", 1) for item in arguments.set)}
+    demo = tempfile.TemporaryDirectory()
+    if arguments.pictures is None:
+        write_digits(Path(demo.name))
+        (Path(demo.name) / "notes.csv").rename(Path(demo.name) / "digits.csv")
+        arguments.pictures, arguments.notes, arguments.sets = Path(demo.name), Path(demo.name), ["digits"]
     rows = []
     for name in arguments.sets:
         notes = arguments.notes / f"{name}.csv" if arguments.notes else None

@@ -1,6 +1,8 @@
 """Time to accuracy and samples a second, beside the usual recipe for the same model, data and LoRA.
 
-    python bench/training.py PICTURES [--notes NOTES.csv] [--most 12] [--patience 3]
+    python bench/training.py [PICTURES] [--notes NOTES.csv] [--most 12] [--patience 3]
+
+PICTURES is a folder with a sub-folder a label; without it, thirty of scikit-learn's digits a label are taken.
 
 The usual recipe: sixteen patch tokens through a randomly initialised two-layer projector, the encoder run on
 every picture at every step, logits over the whole vocabulary at every position, rows in random order and
@@ -29,6 +31,7 @@ import torch
 from fieldguide.answer.choose import choose_all
 from fieldguide.data.dataset import Dataset
 from fieldguide.data.importer import import_pictures
+from fieldguide.demo import write_digits
 from fieldguide.images import load_picture
 from fieldguide.model.language import decoder, vocabulary_head
 from fieldguide.model.projector import PictureFeatures
@@ -39,6 +42,7 @@ from fieldguide.train.features import embed_pictures
 from fieldguide.train.rows import epoch_rows
 from fieldguide.training import Setup, prepare, warm_start
 
+RATES = ("learning_rate", "projector_learning_rate")
 RESULTS = Path(__file__).parent / "results"
 
 
@@ -64,9 +68,14 @@ def accuracy(setup: Setup) -> float:
 
 
 def optimizer_of(setup: Setup) -> torch.optim.AdamW:
+    """The same for both recipes: AdamW at constant rates, one for the adapter and one for the projector."""
     settings = setup.recipe.train
-    parameters = [p for p in setup.model.parameters() if p.requires_grad]
-    return torch.optim.AdamW(parameters, lr=settings.learning_rate, weight_decay=settings.weight_decay)
+    groups: dict[str, list] = {rate: [] for rate in RATES}
+    for name, parameter in setup.model.named_parameters():
+        if parameter.requires_grad:
+            groups[RATES[name.startswith("projector.")]].append(parameter)
+    listed = [{"params": found, "lr": getattr(settings, rate)} for rate, found in groups.items()]
+    return torch.optim.AdamW(listed, weight_decay=settings.weight_decay)
 
 
 def rows_of(setup: Setup, epoch: int) -> list:
@@ -224,6 +233,15 @@ def step_floor(setup: Setup) -> tuple[float, float]:
     return float(np.median(times)), 2 * (2 * blocks * positions + 2 * head) / matrix_rate()
 
 
+def few_digits(folder: Path) -> tuple[Path, Path]:
+    """Thirty pictures of each digit, and their notes."""
+    write_digits(folder)
+    for label in (folder / "digits").iterdir():
+        for picture in sorted(label.iterdir())[30:]:
+            picture.unlink()
+    return folder / "digits", folder / "notes.csv"
+
+
 def usual_recipe(dataset: Dataset, encoder: VisionEncoder, most: int, patience: int) -> dict:
     """Train by the usual recipe until it no longer improves."""
     recipe = load_recipe(None, {"train": {"summary_tokens": 0, "patch_tokens": 16}})
@@ -250,13 +268,15 @@ def default_recipe(dataset: Dataset, encoder: VisionEncoder, goal: float) -> dic
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("pictures", type=Path)
+    parser.add_argument("pictures", type=Path, nargs="?")
     parser.add_argument("--notes", type=Path)
     parser.add_argument("--most", type=int, default=12, help="epochs of the usual recipe")
     parser.add_argument("--patience", type=int, default=3)
     arguments = parser.parse_args()
     settings = load_recipe()
     with tempfile.TemporaryDirectory() as folder:
+        if arguments.pictures is None:
+            arguments.pictures, arguments.notes = few_digits(Path(folder))
         data = Path(folder) / "data"
         dataset = import_pictures(
             arguments.pictures, data, settings.imports, notes=arguments.notes, announce=quiet
