@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -43,39 +43,59 @@ def _missing_weights() -> str:
     return ""
 
 
-@pytest.fixture(autouse=True)
-def loopback_only(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Sockets reach this machine only, so that a test (and what it runs) cannot depend on the network."""
-    if request.node.get_closest_marker("network"):
-        return
+class Guard:
+    """Lets sockets reach this machine only; `refused` names whatever else was asked for, also where the error
+    was swallowed. Other processes that a test starts are not watched."""
 
-    def refuse(host: Any) -> None:
+    def __init__(self) -> None:
+        self.open = False  # for tests marked `network`
+        self.refused: list[str] = []
+
+    def check(self, host: Any) -> None:
         name = host.decode() if isinstance(host, bytes) else host
-        if name not in LOOPBACK and not str(name).startswith("127."):
+        if not self.open and name not in LOOPBACK and not str(name).startswith("127."):
+            self.refused.append(str(name))
             raise OSError(f"tests may not reach {name}: mark the test `network`")
 
-    def guarded(original: Callable[..., Any]) -> Callable[..., Any]:
-        def connect(self: socket.socket, address: Any) -> Any:
-            if self.family in (socket.AF_INET, socket.AF_INET6):
-                refuse(address[0])
-            return original(self, address)
+    def install(self, patch: pytest.MonkeyPatch) -> None:
+        def guarded(original: Callable[..., Any]) -> Callable[..., Any]:
+            def connect(sock: socket.socket, address: Any) -> Any:
+                if sock.family in (socket.AF_INET, socket.AF_INET6):
+                    self.check(address[0])
+                return original(sock, address)
 
-        return connect
+            return connect
 
-    create, look_up = socket.create_connection, socket.getaddrinfo
+        create, look_up = socket.create_connection, socket.getaddrinfo
 
-    def create_connection(address: Any, *args: Any, **kwargs: Any) -> socket.socket:
-        refuse(address[0])
-        return create(address, *args, **kwargs)
+        def create_connection(address: Any, *args: Any, **kwargs: Any) -> socket.socket:
+            self.check(address[0])
+            return create(address, *args, **kwargs)
 
-    def getaddrinfo(host: Any, *args: Any, **kwargs: Any) -> Any:
-        refuse(host)
-        return look_up(host, *args, **kwargs)
+        def getaddrinfo(host: Any, *args: Any, **kwargs: Any) -> Any:
+            self.check(host)
+            return look_up(host, *args, **kwargs)
 
-    monkeypatch.setattr(socket.socket, "connect", guarded(socket.socket.connect))
-    monkeypatch.setattr(socket.socket, "connect_ex", guarded(socket.socket.connect_ex))
-    monkeypatch.setattr(socket, "create_connection", create_connection)
-    monkeypatch.setattr(socket, "getaddrinfo", getaddrinfo)
+        patch.setattr(socket.socket, "connect", guarded(socket.socket.connect))
+        patch.setattr(socket.socket, "connect_ex", guarded(socket.socket.connect_ex))
+        patch.setattr(socket, "create_connection", create_connection)
+        patch.setattr(socket, "getaddrinfo", getaddrinfo)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def guard() -> Iterator[Guard]:
+    """Watches the sockets of the whole session: fixtures that outlive a test run under it too."""
+    made = Guard()
+    with pytest.MonkeyPatch.context() as patch:
+        made.install(patch)
+        yield made
+
+
+@pytest.fixture(autouse=True)
+def _network_where_marked(request: pytest.FixtureRequest, guard: Guard) -> Iterator[None]:
+    guard.open = request.node.get_closest_marker("network") is not None
+    yield
+    guard.open = False
 
 
 @pytest.fixture(scope="session")

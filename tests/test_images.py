@@ -65,6 +65,7 @@ def flat(colour: Any, mode: str = "RGB", size: tuple[int, int] = (32, 16)) -> Im
 def test_all_eight_exif_orientations_come_out_upright(
     kind: str, save: dict[str, Any], orientation: int, draw: Callable[..., Image.Image]
 ) -> None:
+    """Case 22: the EXIF turn is made once, by the one loader."""
     scene = draw(3, (64, 40))
     turn = STORED[orientation]
     exif = Image.Exif()
@@ -78,6 +79,7 @@ def test_all_eight_exif_orientations_come_out_upright(
 
 
 def test_heic_is_read_turned_once(draw: Callable[..., Image.Image]) -> None:
+    """Case 25: phones' own format is read like any other."""
     pillow_heif = pytest.importorskip("pillow_heif")
     scene, exif, file = draw(3, (64, 40)), Image.Exif(), io.BytesIO()
     exif[0x0112] = 6
@@ -90,6 +92,19 @@ def test_heic_is_read_turned_once(draw: Callable[..., Image.Image]) -> None:
     assert np.abs(np.asarray(picture.image).astype(int) - np.asarray(scene)).mean() < 9
     assert type(picture.image) is Image.Image
     assert "HEIF" not in Image.OPEN, "reading HEIC changes nothing for other users of Pillow"
+
+
+def test_heic_without_its_package_is_one_clear_line(
+    draw: Callable[..., Image.Image], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Case 25: never refused without words."""
+    pillow_heif = pytest.importorskip("pillow_heif")
+    file = io.BytesIO()
+    pillow_heif.from_pillow(draw(3)).save(file)
+    monkeypatch.setitem(sys.modules, "pillow_heif.as_plugin", None)
+    with pytest.raises(PictureError) as caught:
+        load_picture(file.getvalue())
+    assert caught.value.reason == "HEIC: reading it needs the package pillow-heif"
 
 
 def test_avif_is_read(draw: Callable[..., Image.Image]) -> None:
@@ -194,12 +209,14 @@ def cmyk_profile() -> bytes:
 def test_cmyk_has_the_right_colours(
     kind: str, ink: tuple[int, ...], plain: tuple[int, ...], printed: tuple[int, ...]
 ) -> None:
+    """Case 23: by the profile where there is one, else by the plain sum of inks."""
     image = flat(ink, "CMYK")
     assert abs(pixels(encoded(image, kind))[4, 4] - plain).max() <= 4
     assert abs(pixels(encoded(image, kind, icc_profile=cmyk_profile()))[4, 4] - printed).max() <= 12
 
 
 def test_cmyk_jpeg_is_inverted_only_where_adobe_says_so() -> None:
+    """Case 23: neither green nor a negative."""
     inked = (200, 20, 90, 10)
     adobe = encoded(flat(inked, "CMYK"), "JPEG", quality=95)
     upright = encoded(ImageChops.invert(flat(inked, "CMYK")), "JPEG", quality=95)
@@ -237,6 +254,7 @@ def deep(low: float, high: float, dtype: Any) -> np.ndarray:
     ],
 )
 def test_deep_grey_is_stretched_over_the_range_it_uses(values: np.ndarray, kind: str) -> None:
+    """Case 24: pictures of more than 8 bits do not come out near black."""
     found = pixels(encoded(Image.fromarray(values), kind))
     assert np.abs(found[0, :, 0] - np.linspace(0, 255, 64)).max() <= 3
     assert (found == found[..., :1]).all()
@@ -342,6 +360,7 @@ def test_type_is_told_by_content_not_by_name(shared_data: Path) -> None:
         (b"<?xml version='1.0'?><svg xmlns='x'></svg>", "SVG"),
         (b"<?xml version='1.0'?><a/>", "XML"),
         (b"%PDF-1.7 ...", "PDF"),
+        (b"SIMPLE  =                    T / standard FITS", "a FITS file: export it"),  # case 24
         (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "PostScript"),
         (b"PK\x03\x04 ...", "ZIP"),
         (b"\0\0\0\x20ftypisom\0\0\2\0isomiso2", "video"),
@@ -368,6 +387,7 @@ def test_other_files_are_refused_with_the_reason(tmp_path: Path, data: bytes, re
 def test_truncated_pictures_are_refused_never_filled_up(
     kind: str, share: float, draw: Callable[..., Image.Image]
 ) -> None:
+    """Case 21: what is missing is never made up of grey or zeros."""
     noisy = Image.effect_noise((90, 70), 80).convert("RGB")
     whole = encoded(Image.blend(draw(1, (90, 70)), noisy, 0.5), kind)
     load_picture(whole)
@@ -449,6 +469,7 @@ def measured(path: Path) -> dict[str, Any]:
 
 
 def test_jpeg_of_30000_by_30000_is_drawn_down_within_a_gigabyte(tmp_path: Path) -> None:
+    """Case 20: a huge picture costs bounded memory, and Pillow's own limit does not abort the run."""
     write_flat_jpeg(tmp_path / "huge.jpg", 30_000)
     found = measured(tmp_path / "huge.jpg")
     assert found["size"] == [30_000, 30_000]
@@ -457,6 +478,7 @@ def test_jpeg_of_30000_by_30000_is_drawn_down_within_a_gigabyte(tmp_path: Path) 
 
 @pytest.mark.parametrize(("bits", "colour"), [(1, 0), (8, 0)])
 def test_png_of_30000_by_30000_is_refused_by_name(tmp_path: Path, bits: int, colour: int) -> None:
+    """Case 20: where it cannot be drawn down while decoding, it is refused with its size."""
     write_flat_png(tmp_path / "huge.png", 30_000, bits, colour)
     assert re.match(r"too large: decoding 30000 × 30000 pixels", measured(tmp_path / "huge.png")["reason"])
 

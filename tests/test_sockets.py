@@ -3,8 +3,17 @@
 from __future__ import annotations
 
 import socket
+from typing import Any
 
 import pytest
+
+
+@pytest.fixture(scope="module")
+def asked() -> OSError:
+    """What a fixture that is older than its tests meets when it asks for a host."""
+    with pytest.raises(OSError, match="may not reach") as caught:
+        socket.getaddrinfo("huggingface.co", 443)
+    return caught.value
 
 
 def test_sockets_reach_this_machine_only() -> None:
@@ -27,3 +36,11 @@ def test_loopback_stays_open() -> None:
             accepted, _ = server.accept()
         with accepted:
             assert accepted.recv(5) == b"hello"
+
+
+def test_fixtures_are_watched_too_and_what_was_refused_is_known(asked: OSError, guard: Any) -> None:
+    assert "huggingface.co" in str(asked)
+    assert "huggingface.co" in guard.refused
+    with pytest.raises(OSError, match="may not reach"):
+        socket.getaddrinfo(b"example.org", 443)
+    assert guard.refused[-1] == "example.org"

@@ -149,6 +149,7 @@ def silent(labels: tuple[str, ...]) -> Assembled:
 
 
 def test_length_neither_favours_nor_harms_a_label() -> None:
+    """Case 32: to a model without an opinion labels of any length are equally likely."""
     labels = ("a", "bbbbbbbb", "cc and much more of it", "鱼鱼鱼")
     flat = silent(labels)
     trie = trie_for(flat, labels)
@@ -164,6 +165,7 @@ def test_equal_labels_come_in_the_order_of_the_labels() -> None:
 
 
 def test_a_picture_is_answered_alike_alone_and_among_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Case 19: a batch answers as its pictures do one by one."""
     features, trie = tiny_features(model(), 7), trie_for(model())
     alone = [choose(model(), QUESTION, row_of(features, row), trie, top_k=4)[0] for row in range(7)]
     for prompt_tokens in (10_000, 60):  # all in one forest; two to a forest

@@ -234,6 +234,7 @@ classify_pictures(Slow(), [Path(sys.argv[1])], Path(sys.argv[2]), batch_size=3)
 
 @pytest.mark.skipif(os.name == "nt", reason="POSIX signals")
 def test_kill_9_at_half_and_on_again_none_lost_none_repeated(tmp_path: Path) -> None:
+    """Case 40: a killed run goes on, and no picture is missing or there twice."""
     inbox, out, log = tmp_path / "inbox", tmp_path / "n.csv", tmp_path / "log"
     inbox.mkdir()
     log.touch()

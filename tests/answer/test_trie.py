@@ -11,6 +11,8 @@ from hypothesis import strategies as st
 
 from fieldguide.answer.trie import LabelTrie
 from fieldguide.errors import GuideError
+from fieldguide.model.prompt import Prompt
+from fieldguide.testing import tiny_tokenizer
 
 END = 0
 label_tokens = st.lists(st.integers(1, 4), max_size=6).map(lambda ids: (*ids, END))
@@ -69,6 +71,7 @@ def test_a_branch_stands_before_those_below_it_and_routes_retrace_the_labels(
 
 
 def test_a_label_may_begin_another() -> None:
+    """Case 32: "cat" beside "catfish" is a decision like any other."""
     trie = LabelTrie({"cat": [5, END], "catfish": [5, 6, 7, END]})
     [branch] = trie.branches
     assert (branch.path, branch.tokens, branch.to) == ((5,), (END, 6), (~0, ~1))
@@ -94,10 +97,12 @@ def test_no_labels_are_refused() -> None:
         LabelTrie({})
 
 
-def test_ten_thousand_labels_are_ready_in_a_moment() -> None:
-    draw = random.Random(0)
-    labels = {f"species {n}": [*(draw.randrange(1, 300) for _ in range(8)), END] for n in range(10_000)}
+def test_ten_thousand_labels_are_ready_in_seconds() -> None:
+    """Case 34, tokens included. It takes less than a second; the limit is for a busy machine."""
+    draw, prompt = random.Random(0), Prompt(tiny_tokenizer())
+    genera = ["".join(draw.choices("aeioulmnrst", k=9)).capitalize() for _ in range(2_000)]
+    labels = [f"{draw.choice(genera)} species {number}" for number in range(10_000)]
     start = time.process_time()
-    trie = LabelTrie(labels)
+    trie = LabelTrie({label: prompt.answer(label) for label in labels})
     assert len(trie.routes) == len(trie) == 10_000
-    assert time.process_time() - start < 2.5
+    assert time.process_time() - start < 20

@@ -26,6 +26,7 @@ SUFFIXES = (".jpg", ".jpeg", ".png")
 def test_every_file_is_examined_in_order_and_bad_ones_stop_nothing(
     make_picture: Callable[..., Path], tmp_path: Path
 ) -> None:
+    """Case 21: corrupt pictures are named and counted; none stops the run or becomes a stand-in."""
     good = [make_picture(f"{n}.jpg", n, (90, 60)) for n in range(20)]
     html, missing, cut = tmp_path / "page.jpg", tmp_path / "missing.jpg", tmp_path / "cut.jpg"
     html.write_text("<html>404</html>")
@@ -48,6 +49,7 @@ def test_every_file_is_examined_in_order_and_bad_ones_stop_nothing(
 
 
 def test_a_picture_over_the_limit_is_named_and_the_run_goes_on(make_picture: Callable[..., Path]) -> None:
+    """Case 20: the run does not end at a huge picture."""
     paths = [make_picture("large.png", 1, (200, 200)), make_picture("small.png", 2, (20, 20))]
     large, small = examine_pictures(paths, ImportSettings(max_pixels=10_000))
     assert "too large: decoding 200 × 200 pixels" in large.error

@@ -141,7 +141,7 @@ def test_a_signature_of_another_length_is_refused() -> None:
 
 
 def test_a_large_cluster_is_linked_in_bounded_memory() -> None:
-    """8,000 pictures that all resemble each other make 32 million pairs; each needs only one link."""
+    """Case 29: 8,000 pictures that all resemble each other make 32 million pairs; each needs but one link."""
     turned = np.random.default_rng(0).integers(0, 64, (8_000, 4)).astype(np.uint64)
     hashes = np.bitwise_xor.reduce(np.uint64(1) << turned, axis=1)
     signatures = [signature(value) for value in dict.fromkeys(hashes.tolist())]

@@ -53,6 +53,7 @@ def test_sub_folders_are_labels(tmp_path: Path) -> None:
      ("train2017", "val2017", "test_images"), ("seg_train", "dev", "test-set")],
 )  # fmt: skip
 def test_split_folders_are_never_labels(tmp_path: Path, train: str, val: str, test: str) -> None:
+    """Case 30: a folder level named for a split is one."""
     put(tmp_path, f"{train}/cat/1.jpg", f"{val}/cat/2.jpg", f"{test}/dog/3.jpg", f"{train}/dog/4.jpg")
     source = read_source(tmp_path)
     assert places(source.rows) == {
@@ -68,6 +69,7 @@ def test_split_folders_are_never_labels(tmp_path: Path, train: str, val: str, te
      "a/b/train/{}", "{}/train"],
 )  # fmt: skip
 def test_wrappers_are_never_labels(tmp_path: Path, layout: str) -> None:
+    """Case 30: nor is a folder that only holds pictures together a label."""
     put(tmp_path, *(f"{layout.format(label)}/{n}.jpg" for label in ("cat", "dog") for n in (1, 2)))
     rows = read_source(tmp_path).rows
     assert {(row.label, row.split) for row in rows} == {("cat", "train"), ("dog", "train")}

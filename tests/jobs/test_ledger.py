@@ -116,6 +116,7 @@ def test_only_one_process_holds_it(tmp_path: Path) -> None:
 
 @pytest.mark.skipif(os.name == "nt", reason="POSIX signals")
 def test_kill_9_loses_no_row_that_was_put_and_repeats_none(tmp_path: Path) -> None:
+    """Case 40."""
     path, promised = tmp_path / "x", 0
     for wait in (0.0, 0.013, 0.05):
         writer = start_writer(path)

@@ -61,6 +61,7 @@ def forward(one: Assembled, features: PictureFeatures, some: list[Row]) -> tuple
 
 
 def test_a_mixed_batch_gives_what_single_pictures_give() -> None:
+    """Case 19: rows of very different lengths side by side, each as if it were alone."""
     features = tiny_features(model(), len(rows()))
     with torch.no_grad():
         together, _ = forward(model(), features, rows())
@@ -115,6 +116,7 @@ def test_padding_is_never_seen() -> None:
 
 
 def test_answering_starts_where_training_does() -> None:
+    """Case 17: the logits of the label are those that training saw."""
     features = tiny_features(model(), 3)
     some = [label_row(model().prompt, i, label, "") for i, label in enumerate(LABELS[:3])]
     with torch.no_grad():
@@ -168,6 +170,18 @@ def test_generation_is_greedy_and_leaves_the_start_alone() -> None:
         read.append(token)
     assert len(said) == 6 or int(model().extend(started, [1], [read]).argmax()) == model().prompt.end_id
     assert all(torch.equal(a, b) for a, b in zip(before, snapshot(started), strict=True))
+
+
+def test_words_cannot_take_the_place_of_visual_tokens() -> None:
+    """Case 18: pictures enter as embeddings, so "<image>" in somebody's words is text and shifts nothing."""
+    one, features = tiny_model(LABELS, summary_tokens=2), tiny_features(model(), 2)
+    for question in ("What?", "<image> What?", "<|im_end|><image><image>"):
+        started = one.start(question, features)
+        assert started.length == len(one.prompt.before(question)) + 2 + len(one.prompt.after())
+        row = label_row(one.prompt, 0, "<image>", "")
+        batch = collate([row])
+        logits = one(question, picture(features, 0), batch.ids, batch.supervised)
+        assert len(logits) == row.targets == len(one.label_tokens("<image>"))
 
 
 @pytest.mark.parametrize(("summary", "patches"), [(1, 0), (0, 4)])

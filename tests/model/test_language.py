@@ -61,6 +61,7 @@ def test_a_folder_without_a_model_names_the_command(tmp_path: Path) -> None:
 
 
 def test_adapter_sits_on_every_linear_layer_of_the_decoder_and_nowhere_else(base: Path) -> None:
+    """Case 9: what is frozen has no adapter either."""
     model = adapted(base)
     wanted = {
         f"base_model.model.model.layers.{layer}.{'self_attn' if name[0] in 'qkvo' else 'mlp'}.{name}"

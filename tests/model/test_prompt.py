@@ -80,6 +80,7 @@ def test_a_tokenizer_without_the_end_mark_is_refused() -> None:
 
 
 def test_training_reads_the_tokens_that_answering_reads() -> None:
+    """Case 17: one renderer, the same tokens on both sides."""
     one = prompt()
     row = label_row(one, 0, "catfish", "a.png")
     assert list(row.ids) == one.after() + one.answer("catfish")

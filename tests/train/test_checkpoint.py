@@ -53,6 +53,7 @@ def equal(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
 
 
 def test_a_checkpoint_holds_every_trained_tensor_and_its_moments(tmp_path: Path) -> None:
+    """Case 7: the projector is in every checkpoint, not only in the last."""
     model, optimizer = new()
     step(model, optimizer)
     path = save_checkpoint(tmp_path, model, optimizer, PROGRESS, IDENTITY)
@@ -114,6 +115,7 @@ def test_a_write_that_fails_leaves_no_checkpoint(tmp_path: Path, monkeypatch: py
 
 
 def test_a_projector_that_was_not_saved_is_missed(tmp_path: Path) -> None:
+    """Case 7: a checkpoint without a trained part is refused, not half loaded."""
     model, optimizer = new()
     model.projector.requires_grad_(False)
     path = save_checkpoint(tmp_path, model, optimizer, PROGRESS, IDENTITY)
@@ -125,6 +127,7 @@ def test_a_projector_that_was_not_saved_is_missed(tmp_path: Path) -> None:
 
 
 def test_a_model_whose_base_is_trained_too_is_refused(tmp_path: Path) -> None:
+    """Case 12: a resume trains what the run before it trained, and nothing else."""
     model, optimizer = new()
     path = save_checkpoint(tmp_path, model, optimizer, PROGRESS, IDENTITY)
     other, fresh = new()
@@ -136,6 +139,7 @@ def test_a_model_whose_base_is_trained_too_is_refused(tmp_path: Path) -> None:
 
 
 def test_differences_of_identity_are_named(tmp_path: Path) -> None:
+    """Case 13: another data set is told by its fingerprint."""
     model, optimizer = new()
     path = save_checkpoint(tmp_path, model, optimizer, PROGRESS, IDENTITY)
     check_identity(path, json.loads(json.dumps(IDENTITY)))

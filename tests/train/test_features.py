@@ -93,6 +93,7 @@ def test_no_pictures(tmp_path: Path) -> None:
 
 
 def test_unreadable_pictures_are_named_not_replaced(tmp_path: Path) -> None:
+    """Case 21: a picture that cannot be read has no features; none are made up."""
     pairs = make_pictures(tmp_path / "in", 3)
     broken = tmp_path / "broken.jpg"
     broken.write_bytes(pairs[0][0].read_bytes()[:60])
@@ -178,6 +179,24 @@ def test_wrong_numbers_are_never_cached(tmp_path: Path) -> None:
     with pytest.raises(FieldguideError, match="not finite"):
         embed_pictures(make_pictures(tmp_path / "in", 2), Broken(), cache=tmp_path / "cache")
     assert not list((tmp_path / "cache").rglob("*.safetensors"))
+
+
+def test_features_of_another_shape_are_refused_before_they_reach_a_model(tmp_path: Path) -> None:
+    """Case 18: features and visual tokens that do not match are noticed at once, not deep in a run."""
+
+    class Larger(TinyEncoder):
+        def encode(self, pictures: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+            grid, pooled = super().encode(pictures)
+            return np.concatenate([grid, grid], axis=1), pooled
+
+    pairs = make_pictures(tmp_path / "in", 2)
+    with pytest.raises(FieldguideError, match=r"the encoder gave \(2, 8, 3\) .*, not \(\(2, 4, 3\)"):
+        embed_pictures(pairs, Larger(), cache=tmp_path / "cache")
+    embed_pictures(pairs, TinyEncoder(), cache=tmp_path / "cache")
+    other = TinyEncoder()
+    other.grid_shape = (2, 6)  # the same key with another shape: a shard that does not fit is not used
+    with pytest.raises(FieldguideError, match="the encoder gave"):
+        embed_pictures(pairs, other, cache=tmp_path / "cache")
 
 
 def test_finished_pictures_survive_an_interruption(tmp_path: Path) -> None:

@@ -90,6 +90,7 @@ def assert_same(folder: Path, whole: Path) -> None:
 def test_killed_at_a_bad_moment(
     start: Start, whole: Path, tmp_path: Path, moment: str, left: str | None
 ) -> None:
+    """Case 11: bit-identical after a restart, also from the middle of an epoch."""
     assert finished(start(tmp_path, moment)) == -signal.SIGKILL
     found = checkpoints(tmp_path)
     assert (found[-1].name if found else None) == left

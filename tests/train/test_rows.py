@@ -63,6 +63,7 @@ def test_a_label_row_teaches_the_label_and_the_end_of_the_turn(label: str) -> No
 
 
 def test_a_reason_row_teaches_label_and_reply_but_not_the_question() -> None:
+    """Case 14: what the user says is never learnt."""
     row = reason_row(prompt(), 3, "ox", "3.png", "How can you tell?", "Typical of ox: horns.")
     assert spoken(row.ids) == (
         "<|im_end|>\n<|im_start|>assistant\nox<|im_end|>"
@@ -73,6 +74,7 @@ def test_a_reason_row_teaches_label_and_reply_but_not_the_question() -> None:
 
 
 def test_empty_labels_and_replies_are_refused_by_name() -> None:
+    """Case 15: a row with nothing supervised is an error that names it."""
     with pytest.raises(DataError, match=r"^fish/7\.png: nothing to learn"):
         label_row(prompt(), 7, "", "fish/7.png")
     with pytest.raises(DataError, match=r"^fish/8\.png: nothing to learn"):
@@ -148,6 +150,7 @@ def test_a_negative_seed_is_refused_with_the_settings() -> None:
 
 
 def test_rows_that_are_too_long_are_refused_by_name_and_none_is_cut() -> None:
+    """Case 16: nothing is truncated, the visual tokens least of all."""
     rows = rows_of(0)
     before, visual = 30, 17
     longest = max(len(row.ids) for row in rows)
