@@ -97,6 +97,7 @@ def test_an_unfinished_training_is_told_from_no_guide(folder: Path) -> None:
 
 @pytest.mark.parametrize("name", BOUND)
 def test_a_part_of_another_guide_is_refused_by_name(folder: Path, name: str) -> None:
+    """Case 8: adapter and projector of different trainings never answer together."""
     with open(folder / name, "ab") as file:
         file.write(b"\n")
     with pytest.raises(GuideError, match=f"{name} is not the one this guide was written with"):
@@ -176,6 +177,7 @@ def answering(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
 def test_many_pictures_are_answered_in_order_and_bad_ones_say_why(
     answering: Guide, make_picture: Callable[..., Path], tmp_path: Path
 ) -> None:
+    """Cases 21 and 40: one bad picture costs its own answer, not those beside it."""
     pictures = [make_picture(f"{number}.png", number) for number in range(7)]
     broken = tmp_path / "broken.png"
     broken.write_bytes(b"no picture")
@@ -192,7 +194,9 @@ def test_many_pictures_are_answered_in_order_and_bad_ones_say_why(
 def test_a_picture_is_answered_alone_as_among_others(
     answering: Guide, make_picture: Callable[..., Path]
 ) -> None:
-    pictures = [make_picture(f"{number}.png", number) for number in range(5)]
+    """Case 19: in a batch of pictures of all sizes."""
+    sizes = ((64, 48), (20, 90), (300, 200), (16, 16), (33, 31))
+    pictures = [make_picture(f"{number}.png", number, size) for number, size in enumerate(sizes)]
     together = answering.classify(pictures, top_k=3)
     for picture, answer in zip(pictures, together, strict=True):
         (alone,) = answering.classify([picture], top_k=3)
@@ -202,6 +206,33 @@ def test_a_picture_is_answered_alone_as_among_others(
         )
         assert sum(score.probability for score in answer.scores) == pytest.approx(1)
         assert (answer.label, answer.probability) == (answer.scores[0].label, answer.scores[0].probability)
+
+
+def test_eight_orientations_are_one_picture_to_training_and_to_answering(
+    answering: Guide, draw: Callable[..., Image.Image], tmp_path: Path
+) -> None:
+    """Case 22: both get their features through the one loader."""
+    from fieldguide.train.features import embed_pictures
+
+    turn = Image.Transpose
+    stored = (
+        None, turn.FLIP_LEFT_RIGHT, turn.ROTATE_180, turn.FLIP_TOP_BOTTOM, turn.TRANSPOSE, turn.ROTATE_90,
+        turn.TRANSVERSE, turn.ROTATE_270,
+    )  # fmt: skip
+    scene, paths = draw(3, (64, 40)), []
+    for orientation, how in enumerate(stored, start=1):
+        exif = Image.Exif()
+        exif[0x0112] = orientation
+        paths.append(tmp_path / f"{orientation}.png")
+        (scene if how is None else scene.transpose(how)).save(paths[-1], exif=exif)
+    assert len({path.read_bytes() for path in paths}) == 8
+    table = embed_pictures([(path, "") for path in paths], answering.encoder, cache=tmp_path / "training")
+    assert len({row.tobytes() for row in table.grid}) == 1
+    turned = answering.encoder.encode(answering.encoder.prepare(scene.transpose(turn.ROTATE_90))[None])
+    assert not np.array_equal(turned[0][0], table.grid[0]), "these features do see a turn"
+    asked, _, _ = answering._features(paths)
+    assert np.array_equal(asked.grid.numpy(), table.grid)
+    assert len({tuple(answer.scores) for answer in answering.classify(paths)}) == 1
 
 
 def test_the_guides_own_settings_hold_unless_others_are_given(
@@ -276,6 +307,9 @@ def photos(tmp_path_factory: pytest.TempPathFactory, draw: Callable[..., Image.I
         path = folder / "photos" / label / f"{number}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
         shape(draw(number, (104, 104)), label, number).save(path)
+    with open(folder / "photos" / "metadata.csv", "w", newline="", encoding="utf-8") as file:
+        names = [(f"{label}/{number}.png", "CC-BY-4.0") for number, label in enumerate(list(SHAPES) * 12)]
+        csv.writer(file).writerows([("file_name", "licence"), *names])
     with open(folder / "notes.csv", "w", newline="", encoding="utf-8") as file:
         rows = [(label, f"it is {label.split()[0]};it is a {label.split()[1]}") for label in SHAPES]
         csv.writer(file).writerows([("label", "field_marks"), *rows])
@@ -283,13 +317,23 @@ def photos(tmp_path_factory: pytest.TempPathFactory, draw: Callable[..., Image.I
 
 
 @pytest.fixture(scope="module")
-def built(photos: Path, own_cache: Path) -> tuple[Guide, list[str]]:
-    """The guide, and what was announced while it was built."""
+def built(photos: Path, own_cache: Path, guard: Any) -> tuple[Guide, list[str]]:
+    """The guide, and what was announced while it was built.
+
+    Case 43: import, features, training, calibration, evaluation and report ask for no host but this one,
+    not even where a refusal would be swallowed; and no switch of the hub's library is needed for that.
+    """
     from fieldguide.build import build
 
     told: list[str] = []
     out = photos / "shapes.guide"
-    guide = build(photos / "photos", out, notes=photos / "notes.csv", recipe=RECIPE, announce=told.append)
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "HF_DATASETS_OFFLINE"):
+            patch.delenv(name, raising=False)
+        refused = len(guard.refused)
+        guide = build(photos / "photos", out, notes=photos / "notes.csv", recipe=RECIPE, announce=told.append)
+        guide.classify([photos / "photos" / "red circle" / "0.png"])
+    assert guard.refused[refused:] == []
     return guide, told
 
 
@@ -312,7 +356,11 @@ def test_build_leaves_a_whole_guide_with_its_report(built: tuple[Guide, list[str
 
 @pytest.mark.starter
 def test_the_guide_says_what_it_is_made_of(built: tuple[Guide, list[str]]) -> None:
+    """Case 44: licences of weights and pictures are in the guide and in its report."""
     info = built[0].info
+    page = built[0].report.read_text(encoding="utf-8")
+    assert info["dataset"]["licences"] == ["CC-BY-4.0"]
+    assert all(text in page for text in ("Apache-2.0", "CC-BY-4.0", "SmolLM2-135M-Instruct"))
     assert {card["role"]: card["licence"] for card in info["models"].values()} == {
         "language model": "Apache-2.0", "vision encoder": "Apache-2.0",
     }  # fmt: skip

@@ -151,9 +151,30 @@ def test_bursts_stay_together(tmp_path: Path, make_picture: Make) -> None:
         make_picture(f"p/{'cat' if n % 2 else 'dog'}/burst{n}.jpg", seed=500 + n, exif=exif)
     dataset = run(tmp_path / "p", tmp_path / "set")
     burst = [example for example in dataset.examples if "burst" in example.id]
-    assert len({example.group for example in burst}) == 1
+    assert len(burst) == 6
+    assert len({example.group for example in burst}) == len({example.split for example in burst}) == 1
     apart = run(tmp_path / "p", tmp_path / "off", ImportSettings(burst_seconds=0.0))
     assert len({example.group for example in apart.examples if "burst" in example.id}) == 6
+
+
+def test_bursts_that_the_source_put_on_two_sides_do_not_leak(tmp_path: Path, make_picture: Make) -> None:
+    """Case 26: of every burst that lies across train and test folders only the test frames stay."""
+    make_many(make_picture, "p/train", count=5)
+    make_many(make_picture, "p/test", first=100, count=5)
+    for burst in range(4):
+        for n in range(4):
+            exif = Image.Exif()
+            exif[0x010F], exif[0x0110] = "Maker", "Model"
+            exif.get_ifd(0x8769)[0x9003] = f"2024:05:01 1{burst}:00:{2 * n:02d}"
+            side, label = ("test" if n == burst else "train"), ("cat" if burst % 2 else "dog")
+            make_picture(f"p/{side}/{label}/burst{burst}-{n}.jpg", seed=500 + 10 * burst + n, exif=exif)
+    placed = splits(run(tmp_path / "p", tmp_path / "set"))
+    assert {name: split for name, split in placed.items() if "burst" in name} == {
+        f"test/{'cat' if burst % 2 else 'dog'}/burst{burst}-{burst}.jpg": "test" for burst in range(4)
+    }
+    leaks = [problem for problem in read_problems(tmp_path / "set") if problem.kind == "leak"]
+    assert len(leaks) == 12
+    assert all("same burst of test/" in problem.reason and problem.done == "left out" for problem in leaks)
 
 
 def test_several_questions_on_one_picture_are_one_example(tmp_path: Path, make_picture: Make) -> None:
