@@ -2,8 +2,9 @@
 
     python bench/accuracy.py [PICTURES] [--notes NOTES] [--sets digits animals …] [--seeds 0 1 2]
 
-PICTURES holds one folder a set, NOTES one `SET.csv` each. Every build splits 70/10/20 by its seed, and the
-baselines are fitted and tested on the same split. Without PICTURES, scikit-learn's digits are taken. Prints a row a build and the means; writes bench/results/.
+PICTURES holds one folder a set, NOTES one `SET.csv` each; without them scikit-learn's digits are taken. Every
+build splits 70/10/20 by its seed, and the baselines are fitted and tested on the same split. Prints a row a
+build and the means; writes bench/results/.
 """
 
 from __future__ import annotations
