@@ -105,6 +105,43 @@ def test_trained_parts_move_and_frozen_parts_do_not(
         assert result.parts[part]["trained"] == result.parts[part]["parameters"]
 
 
+def test_what_trains_is_said_before_and_what_changed_after(tmp_path: Path) -> None:
+    """Cases 9, 12 and 14: anyone can see which parts train, what they learn, and that they did."""
+    run, told = tiny.make_loop(tmp_path, epochs=1), []
+    run.announce = told.append
+    model = run.model
+    result = run.run()
+    assert told[0] == (
+        "learns what stands in ⟦⟧, such as '<|im_end|>\\n<|im_start|>assistant\\n⟦ox<|im_end|>⟧"
+        "\\n<|im_start|>user\\nWhy?<|im_end|>\\n<|im_start|>assistant\\n⟦Typical of ox: horns.<|im_end|>⟧'"
+    )
+    adapter = sum(p.numel() for name, p in trained(model).items() if "lora_" in name)
+    base = sum(p.numel() for p in model.parameters() if not p.requires_grad)
+    assert f"trains language model: LoRA adapter ({adapter:,} weights), projector: summary" in told[1]
+    assert told[1].endswith(f"; frozen: language model: base ({base:,})")
+    assert f"learnt from {result.progress.supervised_tokens:,} tokens: changed" in told[-1]
+    assert all(f"{part} by " in told[-1] for part in result.changes)
+    tiny.make_loop(tmp_path, epochs=1).run(resume=True)
+    run = tiny.make_loop(tmp_path, epochs=1)
+    run.announce = told.append
+    run.run(resume=True)
+    assert told.count(told[1]) == 2, "a resume trains the same parts"
+
+
+def test_a_frozen_weight_that_moves_ends_the_training(tmp_path: Path) -> None:
+    """Case 9: the adapter in the guide would not belong to the base weights it was trained on."""
+    model = tiny.new_model()
+    frozen = next(p for name, p in model.named_parameters() if "embed_tokens" in name)
+
+    def meddle() -> dict[str, float]:
+        with torch.no_grad():
+            frozen[0, 0] += 1e-6
+        return {"loss": 1.0}
+
+    with pytest.raises(FieldguideError, match="changed weights that are frozen"):
+        tiny.make_loop(tmp_path, model=model, validate=meddle, epochs=1).run()
+
+
 # --- steps ------------------------------------------------------------------------------------------------
 
 

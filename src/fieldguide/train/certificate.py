@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -31,6 +32,22 @@ def parts(model: nn.Module) -> dict[str, dict[str, int]]:
         part["parameters"] += parameter.numel()
         part["trained"] += parameter.numel() if parameter.requires_grad else 0
     return found
+
+
+def before_in_words(parts: Mapping[str, Mapping[str, int]]) -> str:
+    """What is going to be trained, and what is frozen."""
+    trains = [f"{name} ({part['trained']:,} weights)" for name, part in parts.items() if part["trained"]]
+    frozen = [f"{name} ({part['parameters']:,})" for name, part in parts.items() if not part["trained"]]
+    return f"trains {', '.join(trains)}; frozen: {', '.join(frozen) or 'nothing'}"
+
+
+def after_in_words(changes: Mapping[str, Mapping[str, Any]], supervised_tokens: int) -> str:
+    """How far the trained parts moved."""
+    moved = [f"{name} by {change['relative_change']:.1%}" for name, change in changes.items()]
+    return (
+        f"learnt from {supervised_tokens:,} tokens: changed {', '.join(moved)}; "
+        "all frozen weights are the same to the last bit"
+    )
 
 
 def frozen_hash(model: nn.Module) -> str:

@@ -37,7 +37,7 @@ from fieldguide.train.checkpoint import (
     save_tensors,
     trained,
 )
-from fieldguide.train.rows import Row
+from fieldguide.train.rows import Row, in_words
 
 START = "start.safetensors"  # before the first step: trained parameters, and what the warm start solved
 BEST = "best.safetensors"  # trained parameters of the best epoch
@@ -104,9 +104,12 @@ class Loop:
 
         Raises:
             ResumeError: when there is nothing to resume, or it belongs to other data, settings or weights.
+            FieldguideError: when something that is frozen has changed, or a number is none.
         """
         began = time.perf_counter()
         progress = self._resume() if resume else self._begin()
+        parts = certificate.parts(self.model)
+        self.announce(certificate.before_in_words(parts))
         before = load_tensors(self.folder / START)
         frozen = certificate.frozen_hash(self.model)
         with progress_bar("steps") as bar:
@@ -116,13 +119,11 @@ class Loop:
                 self._close_epoch(progress)
         if (self.folder / BEST).exists():
             self._load_parameters(load_tensors(self.folder / BEST))
-        return TrainResult(
-            progress,
-            certificate.parts(self.model),
-            certificate.weight_changes(self.model, before),
-            certificate.frozen_hash(self.model) == frozen,
-            time.perf_counter() - began,
-        )
+        if certificate.frozen_hash(self.model) != frozen:
+            raise FieldguideError("training changed weights that are frozen, so no guide is made of it")
+        changes = certificate.weight_changes(self.model, before)
+        self.announce(certificate.after_in_words(changes, progress.supervised_tokens))
+        return TrainResult(progress, parts, changes, True, time.perf_counter() - began)
 
     def _begin(self) -> Progress:
         if checkpoints(self.folder):
@@ -133,6 +134,8 @@ class Loop:
         torch.manual_seed(self.settings.seed)  # for dropout
         save_tensors(self.folder / START, {**trained(self.model), **self._solved()})
         (self.folder / BEST).unlink(missing_ok=True)  # of a run that never reached a checkpoint
+        example = in_words(self.rows_of(0)[-1], self.model.prompt)
+        self.announce(f"learns what stands in ⟦⟧, such as {example!r}")
         return Progress()
 
     def _resume(self) -> Progress:

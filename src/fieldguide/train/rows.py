@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 
 import numpy as np
 
@@ -30,6 +31,16 @@ class Row:
     @property
     def targets(self) -> int:
         return sum(self.supervised)
+
+
+def in_words(row: Row, prompt: Prompt) -> str:
+    """A row as text, what is learnt of it between ⟦ and ⟧."""
+    text, start = "", 0
+    for learnt, run in groupby(row.supervised):
+        end = start + len(list(run))
+        words = str(prompt.tokenizer.decode(list(row.ids[start:end])))
+        text, start = text + (f"⟦{words}⟧" if learnt else words), end
+    return text
 
 
 def replies(note: Note, settings: AnswerSettings) -> list[tuple[str, str]]:
