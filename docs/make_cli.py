@@ -33,13 +33,23 @@ def page() -> str:
 
 def _section(command: Any, name: str) -> Iterator[str]:
     context: Any = typer.Context(command, info_name=name)
-    usage = " ".join([name, *command.collect_usage_pieces(context)])
+    usage = " ".join([name, "[OPTIONS]", *_arguments(command)])
     yield f"\n## `{name}`\n\n{inspect.cleandoc(command.help or '')}\n\n    {usage}\n"
     rows = [_row(parameter) for parameter in command.params if not getattr(parameter, "hidden", False)]
     if rows:
         yield "\n| | | default |\n|---|---|---|\n" + "".join(rows)
     for child in command.list_commands(context) if hasattr(command, "list_commands") else ():
         yield from _section(command.commands[child], f"{name} {child}")
+
+
+def _arguments(command: Any) -> Iterator[str]:
+    """As usage lines have them, the same with every version of typer."""
+    for parameter in command.params:
+        if parameter.param_type_name == "argument":
+            name = parameter.metavar or parameter.name.upper()
+            yield (name if parameter.required else f"[{name}]") + ("..." if parameter.nargs == -1 else "")
+    if hasattr(command, "list_commands"):
+        yield "COMMAND [ARGS]..."
 
 
 def _row(parameter: Any) -> str:

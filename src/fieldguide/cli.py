@@ -348,7 +348,7 @@ def evaluate_command(
     guide: GuideFolder,
     dataset: Annotated[
         Path | None,
-        typer.Argument(metavar="[DATASET]", help="A data set, else the guide's own.", show_default=False),
+        typer.Argument(metavar="DATASET", help="A data set, else the guide's own.", show_default=False),
     ] = None,
     split: Annotated[str, typer.Option(metavar="SPLIT", help="test, val, train or all.")] = "test",
     out: Annotated[
@@ -356,7 +356,7 @@ def evaluate_command(
     ] = None,
     force: Annotated[bool, typer.Option("--force", help="Also with pictures the guide has seen.")] = False,
 ) -> None:
-    """Evaluate a guide on pictures it has not seen, beside three baselines, and write its report."""
+    """Evaluate a guide on pictures it has not seen, beside simple baselines, and write its report."""
     from fieldguide.build import DATASET_FOLDER, evaluate
     from fieldguide.data.dataset import load_dataset
     from fieldguide.errors import DataError
