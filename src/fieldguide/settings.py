@@ -120,6 +120,8 @@ class TrainSettings:
             found.append("summary_tokens and patch_tokens must not be negative, nor both 0 (a blind model)")
         if self.patch_tokens > 0 and math.isqrt(self.patch_tokens) ** 2 != self.patch_tokens:
             found.append(f"patch_tokens={self.patch_tokens} must be a square number")
+        if self.language_model != "starter":
+            found.append(f"language_model={self.language_model!r} is not known (known: starter)")
         if not 0 <= self.warmup < 1:
             found.append(f"warmup={self.warmup} must be a share below 1")
         if not 0 <= self.lora_dropout < 1:
