@@ -64,6 +64,12 @@ def test_an_error_without_a_remedy_is_one_line() -> None:
     assert (result.exit_code, result.stderr) == (2, "fieldguide: no\n")
 
 
+def test_what_the_system_refuses_is_one_line() -> None:
+    error = PermissionError(13, "Permission denied", "/locked/guide")
+    result = CliRunner().invoke(app_that_raises(error), ["fail"])
+    assert (result.exit_code, result.stderr) == (2, "fieldguide: /locked/guide: Permission denied\n")
+
+
 def test_debugging_shows_the_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
     error = FieldguideError("inner")
     monkeypatch.setenv("FIELDGUIDE_DEBUG", "1")

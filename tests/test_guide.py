@@ -19,7 +19,7 @@ from PIL import Image, ImageDraw
 from fieldguide.data.notes import write_notes
 from fieldguide.errors import FieldguideError, GuideError, LeakError, PictureError
 from fieldguide.files import cache_dir, read_json, sha256_file, write_json
-from fieldguide.guide import MANIFEST, SCHEMA_VERSION, Guide, load_guide
+from fieldguide.guide import MANIFEST, SCHEMA_VERSION, Guide, check_free, load_guide
 from fieldguide.model.prompt import PromptTemplate
 from fieldguide.records import Note
 from fieldguide.settings import AnswerSettings, EmbedSettings, Recipe, TrainSettings
@@ -79,6 +79,19 @@ def test_a_guide_without_notes_opens(folder: Path) -> None:
     files = read_json(folder / MANIFEST)["files"] | {"notes.csv": sha256_file(folder / "notes.csv")}
     changed(folder, files=files)
     assert load_guide(folder).notes == {}
+
+
+def test_a_guide_is_not_made_among_other_files(tmp_path: Path) -> None:
+    check_free(tmp_path / "new")
+    for left in ("checkpoints", "dataset"):  # of a build that was stopped
+        (tmp_path / left / left).mkdir(parents=True)
+        check_free(tmp_path / left)
+    (tmp_path / "photo.jpg").write_text("")
+    (tmp_path / "photos" / "cat").mkdir(parents=True)
+    with pytest.raises(GuideError, match="is a file"):
+        check_free(tmp_path / "photo.jpg")
+    with pytest.raises(GuideError, match="holds other files"):
+        check_free(tmp_path / "photos")
 
 
 def test_a_folder_without_a_guide_names_the_command(tmp_path: Path) -> None:

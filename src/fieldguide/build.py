@@ -14,8 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fieldguide.errors import GuideError
-from fieldguide.guide import MANIFEST, Guide
+from fieldguide.guide import Guide, check_free
 from fieldguide.settings import Recipe
 
 if TYPE_CHECKING:
@@ -48,7 +47,7 @@ def build(
 
     Raises:
         ModelMissing: before anything else, when the starter weights are not here.
-        GuideError: when `out` already holds a guide.
+        GuideError: when `out` already holds a guide, or something else.
         DataError: when there is too little to learn from.
     """
     from fieldguide.model.trained import model_cards
@@ -58,8 +57,7 @@ def build(
 
     photos, out, recipe = Path(photos), Path(out), recipe or Recipe()
     began = time.perf_counter()
-    if (out / MANIFEST).exists():
-        raise GuideError(f"{out}: already holds a guide", "choose another --out, or delete this one")
+    check_free(out)
     model_cards()  # an hour's import must not end at missing weights
     dataset = _dataset(photos, out, Path(notes) if notes else None, recipe, announce)
     announce(plan(dataset, recipe))

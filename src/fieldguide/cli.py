@@ -56,6 +56,14 @@ class _Commands(TyperGroup):
             if error.hint:
                 typer.echo(f"→ {error.hint}", err=True)
             raise typer.Exit(2) from None
+        except BrokenPipeError:
+            raise
+        except OSError as error:  # a full disk, a folder that may not be written: no fault of the program
+            if os.environ.get("FIELDGUIDE_DEBUG", "") not in ("", "0") or error.strerror is None:
+                raise
+            where = f"{error.filename}: " if error.filename is not None else ""
+            typer.echo(f"fieldguide: {where}{error.strerror}", err=True)
+            raise typer.Exit(2) from None
         except KeyboardInterrupt:
             typer.echo("stopped; run the same command again to continue", err=True)
             raise typer.Exit(130) from None

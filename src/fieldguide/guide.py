@@ -206,6 +206,26 @@ class Guide:
         )
 
 
+def check_free(folder: Path) -> None:
+    """Refuse to make a guide where one lies, or where something else does, such as the pictures.
+
+    What an unfinished build or training left there is no hindrance.
+
+    Raises:
+        GuideError: naming the folder.
+    """
+    if (folder / MANIFEST).exists():
+        raise GuideError(f"{folder}: already holds a guide", "choose another --out, or delete this one")
+    if folder.is_dir():
+        names = {entry.name for entry in folder.iterdir() if not entry.name.startswith(".")}
+        if names and not names & {"checkpoints", "dataset"}:
+            raise GuideError(
+                f"{folder}: holds other files, and is not a guide", "choose a new folder for --out"
+            )
+    elif folder.exists() or folder.is_symlink():
+        raise GuideError(f"{folder}: is a file", "choose a new folder for --out")
+
+
 def load_guide(folder: Path | str) -> Guide:
     """Open a guide folder.
 

@@ -17,9 +17,17 @@ import numpy as np
 
 from fieldguide.data.dataset import Dataset
 from fieldguide.data.notes import write_notes
-from fieldguide.errors import DataError, GuideError
+from fieldguide.errors import DataError
 from fieldguide.files import atomic_path, fingerprint, sha256_file, write_json
-from fieldguide.guide import MANIFEST, NOTES_FILE, PICTURES_FILE, SCHEMA_VERSION, Guide, load_guide
+from fieldguide.guide import (
+    MANIFEST,
+    NOTES_FILE,
+    PICTURES_FILE,
+    SCHEMA_VERSION,
+    Guide,
+    check_free,
+    load_guide,
+)
 from fieldguide.records import Example, Note
 from fieldguide.settings import Recipe
 
@@ -98,14 +106,13 @@ def train_guide(
 
     Raises:
         DataError: when there is too little to learn from.
-        GuideError: when `out` already holds a guide.
+        GuideError: when `out` already holds a guide, or something else.
         ResumeError: when `resume` and data, settings or weights are not those of the checkpoint.
     """
     from fieldguide.train.loop import Loop
 
     out = Path(out)
-    if (out / MANIFEST).exists():
-        raise GuideError(f"{out}: already holds a guide", "choose another folder, or delete this one")
+    check_free(out)
     setup = prepare(dataset, recipe or Recipe(), encoder, announce)
     loop = Loop(
         setup.model,

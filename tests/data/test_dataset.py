@@ -11,7 +11,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fieldguide.data.dataset import Dataset, content_fingerprint, load_dataset, read_problems, write_dataset
+from fieldguide.data.dataset import (
+    Dataset,
+    check_free,
+    content_fingerprint,
+    load_dataset,
+    read_problems,
+    write_dataset,
+)
 from fieldguide.errors import DataError
 from fieldguide.records import Example, Note, Problem, Turn
 
@@ -208,3 +215,9 @@ def test_any_text_survives(
     problem = Problem(text, label, text)
     write_dataset(folder, [example], [], {}, [problem], {})
     assert load_dataset(folder).examples == (example,)
+
+
+def test_a_place_that_cannot_be_written_is_refused_before_any_work(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(DataError, match="is a file"):
+        check_free(tmp_path / "file" / "deep" / "dataset")

@@ -15,7 +15,7 @@ from PIL import Image
 
 from fieldguide.data.folders import labels_in_names
 from fieldguide.data.read import read_source
-from fieldguide.data.rows import is_picture_start, split_of
+from fieldguide.data.rows import clean_label, is_picture_start, split_of
 from fieldguide.errors import DataError, SettingsError
 from fieldguide.records import Turn
 from fieldguide.settings import ImportSettings
@@ -392,3 +392,25 @@ def test_imagefolder_metadata_of_captions_alone(tmp_path: Path) -> None:
     source = read_source(tmp_path)
     assert [(row.name, row.label, row.text) for row in source.rows] == [("1.png", "", "a cat")]
     assert [(p.file, p.kind) for p in source.problems] == [("2.png", "no_label")]
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [("gone.json", None), ("deep.json", b"[" * 100_000), ("endless.json", b'{"a": ' + b"9" * 5000 + b"}"),
+     ("deep.jsonl", b'{"a": ' + b"[" * 100_000), ("cut.csv", b"\xff\xfea\0b")],
+)  # fmt: skip
+def test_a_table_beyond_reading_is_refused_by_name(tmp_path: Path, name: str, content: bytes | None) -> None:
+    if content is not None:
+        (tmp_path / name).write_bytes(content)
+    with pytest.raises(DataError, match=name):
+        read_source(tmp_path / name)
+
+
+def test_half_an_emoji_in_a_caption_is_replaced(tmp_path: Path) -> None:
+    put(tmp_path, "1.png", "2.png")
+    (tmp_path / "cut.json").write_text('{"1": "fish \\ud83d", "2": "fish \\ud83d\\udc1f"}')
+    assert [row.captions for row in read_source(tmp_path / "cut.json").rows] == [("fish ?",), ("fish 🐟",)]
+
+
+def test_control_characters_never_get_into_labels() -> None:
+    assert clean_label(" red\x1b[31m\tfish\0\n\x00 ") == "red[31m fish"

@@ -138,7 +138,7 @@ def write_dataset(
 
 
 def check_free(folder: Path) -> None:
-    """Refuse to write where something other than a data set lies.
+    """Refuse to write where something other than a data set lies, or where nothing can be written.
 
     Raises:
         DataError: naming the folder.
@@ -151,6 +151,10 @@ def check_free(folder: Path) -> None:
             )
     elif folder.exists() or folder.is_symlink():
         raise DataError(f"{folder}: is a file", "choose a new folder for -o")
+    nearest = next(place for place in (folder, *folder.parents) if place.exists())
+    if not nearest.is_dir() or not os.access(nearest, os.W_OK | os.X_OK):
+        reason = "cannot be written to" if nearest.is_dir() else "is a file"
+        raise DataError(f"{folder}: {nearest} {reason}", "choose another folder for -o")
 
 
 @contextmanager

@@ -31,6 +31,7 @@ from fieldguide.records import SPLITS, Example, Note, Problem
 from fieldguide.settings import ImportSettings
 
 _SHOWN_LABELS = 30  # rows of the summary's table
+_WIDEST_LABEL = 40  # a longer one pushes its own numbers to the right, not everybody's
 
 
 def import_pictures(
@@ -249,7 +250,7 @@ def summary(
     by_split = ", ".join(f"{counts['splits'][split]} {split}" for split in SPLITS)
     lines = [f"imported {counts['examples']} of {pictures} pictures in {counts['groups']} groups: {by_split}"]
     labels = {label: row for label, row in counts["labels"].items() if label}
-    width = max((cell_len(label) for label in labels), default=0)
+    width = min(max((cell_len(label) for label in labels), default=0), _WIDEST_LABEL)
     for label in list(labels)[:_SHOWN_LABELS]:
         numbers = "  ".join(f"{labels[label][split]:5d} {split}" for split in SPLITS)
         lines.append(f"  {label}{' ' * (width - cell_len(label))}  {numbers}")

@@ -72,7 +72,8 @@ def split_of(name: str) -> str:
 
 def clean_label(text: str) -> str:
     """A label as it is stored: NFC, no control characters, single blanks, none at the ends."""
-    return " ".join(unicodedata.normalize("NFC", text).split())
+    text = unicodedata.normalize("NFC", text)
+    return " ".join("".join(s for s in text if s.isspace() or unicodedata.category(s) != "Cc").split())
 
 
 def printable(path: Path | str) -> str:

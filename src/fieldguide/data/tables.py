@@ -61,10 +61,24 @@ def read_json_source(path: Path) -> Any:
     Raises:
         DataError: naming the file, and line and column of the fault.
     """
+    if not path.is_file():
+        raise DataError(f"{path}: no such file")
     try:
-        return json.loads(path.read_bytes().decode("utf-8-sig"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        return _parse_json(path.read_bytes().decode("utf-8-sig"))
+    except (ValueError, RecursionError) as error:
         raise DataError(f"{path}: not valid JSON ({error})", "repair the file at that place") from error
+
+
+def _parse_json(text: str) -> Any:
+    """JSON, with halves of characters ("\\ud83d", of an emoji that was cut) replaced: UTF-8 cannot hold them.
+
+    Raises:
+        ValueError, RecursionError: when it is no JSON, holds endless numbers, or is nested without end.
+    """
+    value = json.loads(text)
+    if "\\ud" in text.lower():
+        value = json.loads(json.dumps(value, ensure_ascii=False).encode("utf-8", "replace"))
+    return value
 
 
 def records_table(path: Path, value: Any) -> Table:
@@ -113,7 +127,10 @@ def _columns_of(records: Iterable[dict[str, Any]]) -> tuple[str, ...]:
 def _decode(path: Path) -> tuple[str, list[Problem]]:
     data = path.read_bytes()
     if data.startswith((b"\xff\xfe", b"\xfe\xff")):  # what Excel calls "Unicode text"
-        return data.decode("utf-16", errors="strict"), []
+        try:
+            return data.decode("utf-16"), []
+        except UnicodeDecodeError as error:
+            raise DataError(f"{path}: not valid UTF-16 ({error.reason})", "save it as UTF-8") from None
     try:
         return data.decode("utf-8-sig"), []
     except UnicodeDecodeError as error:
@@ -175,8 +192,8 @@ def _read_json_lines(path: Path) -> Table:
         if not line.strip():
             continue
         try:
-            record = json.loads(line)
-        except json.JSONDecodeError as error:
+            record = _parse_json(line)
+        except (ValueError, RecursionError) as error:
             raise DataError(f"{path} line {number}: not valid JSON ({error})") from error
         if not isinstance(record, dict):
             raise DataError(f"{path} line {number}: not an object with named values")
