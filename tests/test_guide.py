@@ -453,6 +453,29 @@ def test_a_second_build_into_the_same_folder_is_refused(built: tuple[Guide, list
 
 
 @pytest.mark.starter
+def test_a_build_that_was_stopped_before_its_report_is_only_evaluated(
+    built: tuple[Guide, list[str]], photos: Path, tmp_path: Path
+) -> None:
+    from fieldguide.build import build
+
+    guide, out = built[0], built[0].folder
+    wanted = read_json(out / "report" / "metrics.json")["guide"]["confusion"]
+    before = sha256_file(out / MANIFEST)
+    shutil.move(out / "report", tmp_path / "report")
+    other = tmp_path / "other"
+    shutil.copytree(photos / "photos", other)
+    with pytest.raises(GuideError, match="already holds a guide"):  # from other pictures
+        build(other, out, recipe=RECIPE, announce=lambda line: None)
+    told: list[str] = []
+    again = build(photos / "photos", out, notes=photos / "notes.csv", recipe=RECIPE, announce=told.append)
+    assert again.fingerprint == guide.fingerprint
+    assert sha256_file(out / MANIFEST) == before
+    assert read_json(out / "report" / "metrics.json")["guide"]["confusion"] == wanted
+    assert told[0].endswith("only its evaluation is missing")
+    assert not any("epoch" in line for line in told)
+
+
+@pytest.mark.starter
 def test_a_build_that_was_stopped_before_its_last_file_ends_with_the_same_guide(
     built: tuple[Guide, list[str]], tmp_path: Path
 ) -> None:

@@ -3,18 +3,19 @@
     from fieldguide import build
     guide = build("photos", "fish.guide", notes="notes.csv")
 
-Stopped half way (Ctrl-C, kill, power), the same call goes on where it was: features are cached, and training
-continues from its last checkpoint.
+Stopped half way (Ctrl-C, kill, power), the same call goes on where it was: features are cached, training
+continues from its last checkpoint, and a guide that is trained but not evaluated is evaluated.
 """
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fieldguide.guide import Guide, check_free
+from fieldguide.guide import MANIFEST, Guide, check_free, load_guide
 from fieldguide.settings import Recipe
 
 if TYPE_CHECKING:
@@ -24,8 +25,8 @@ if TYPE_CHECKING:
     from fieldguide.report.evaluation import Evaluation
 
 DATASET_FOLDER = "dataset"  # inside the guide
-# Seconds on a two-core CPU: a picture to examine, to embed, and a token to train on (see bench/README.md).
-EXAMINE, EMBED, TRAIN_TOKEN = 0.015, 0.025, 0.005
+# Seconds on a two-core CPU: a picture to embed, and a token to train on (see bench/README.md).
+EMBED, TRAIN_TOKEN = 0.025, 0.005
 
 
 def build(
@@ -57,19 +58,41 @@ def build(
 
     photos, out, recipe = Path(photos), Path(out), recipe or Recipe()
     began = time.perf_counter()
-    check_free(out)
-    model_cards()  # an hour's import must not end at missing weights
-    dataset = _dataset(photos, out, Path(notes) if notes else None, recipe, announce)
-    announce(plan(dataset, recipe))
-    encoder = load_encoder(recipe.embed, announce)
-    resume = bool(checkpoints(out / "checkpoints"))
-    guide = train_guide(dataset, out, recipe, resume=resume, encoder=encoder, announce=announce)
+    dataset = _trained_on(photos, out)
+    if dataset is not None:
+        announce(f"{out}: is trained, and only its evaluation is missing")
+        guide = load_guide(out)
+        encoder = guide.encoder
+    else:
+        check_free(out)
+        model_cards()  # an hour's import must not end at missing weights
+        dataset = _dataset(photos, out, Path(notes) if notes else None, recipe, announce)
+        announce(plan(dataset, recipe))
+        encoder = load_encoder(recipe.embed, announce)
+        resume = bool(checkpoints(out / "checkpoints"))
+        guide = train_guide(dataset, out, recipe, resume=resume, encoder=encoder, announce=announce)
     if not dataset.of("test"):
         announce("no test pictures: the guide could not be evaluated")
         return guide
     evaluation = evaluate(guide, dataset, encoder)
-    announce(summary(guide, evaluation, photos, time.perf_counter() - began))
+    announce(summary(guide, evaluation, time.perf_counter() - began))
     return guide
+
+
+def _trained_on(photos: Path, out: Path) -> Dataset | None:
+    """The data set of a guide at `out` that was made from these pictures and has not been evaluated."""
+    from fieldguide.data.dataset import load_dataset
+    from fieldguide.data.rows import printable
+
+    given = (photos / "dataset.json").is_file()
+    folder = photos if given else out / DATASET_FOLDER
+    evaluated = (out / "report" / "metrics.json").exists()
+    if evaluated or not (out / MANIFEST).is_file() or not (folder / "dataset.json").is_file():
+        return None
+    dataset = load_dataset(folder)
+    same = load_guide(out).info["dataset"]["fingerprint"] == dataset.fingerprint
+    from_here = given or dataset.info["source"] == printable(os.path.abspath(photos))
+    return dataset if same and from_here else None
 
 
 def _dataset(
@@ -148,7 +171,7 @@ def baseline_inputs(
     )
 
 
-def summary(guide: Guide, evaluation: Evaluation, photos: Path, seconds: float) -> str:
+def summary(guide: Guide, evaluation: Evaluation, seconds: float) -> str:
     """Where the guide is, how good it is, and what to do next."""
     accuracy = evaluation.metrics.accuracy
     interval = evaluation.metrics.accuracy_interval

@@ -194,11 +194,10 @@ class Guide:
     def _scores(self, features: PictureFeatures, start: int, stop: int, top_k: int) -> list[list[LabelScore]]:
         from fieldguide.answer.choose import choose
 
-        part = type(features)(features.grid[start:stop], features.pooled[start:stop])
         return choose(
             self.model,
             self.answer_settings.question,
-            part,
+            features.rows(slice(start, stop)),
             self.trie,
             top_k=top_k or self.answer_settings.top_k,
             prefix=self._prefix,

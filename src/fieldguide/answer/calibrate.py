@@ -154,8 +154,7 @@ def _batches(
 ) -> Iterator[tuple[PictureFeatures, Sequence[str]]]:
     for first in range(0, len(labels), size):
         rows = slice(first, first + size)
-        evidence = None if features.evidence is None else features.evidence[rows]
-        yield PictureFeatures(features.grid[rows], features.pooled[rows], evidence), labels[rows]
+        yield features.rows(rows), labels[rows]
 
 
 @torch.no_grad()
