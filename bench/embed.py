@@ -11,6 +11,7 @@ real photographs beside the repository if they are there, else JPEGs made for th
 
 from __future__ import annotations
 
+import json
 import statistics
 import sys
 import tempfile
@@ -28,6 +29,7 @@ from fieldguide.model.runtime import threads
 from fieldguide.model.vision import VisionEncoder, load_encoder
 from fieldguide.train.features import embed_pictures
 
+RESULTS = Path(__file__).parent / "results" / "embed.json"
 ROUNDS = 5
 BATCH = 16
 
@@ -42,12 +44,15 @@ def main() -> None:
     folders = [Path(name) for name in sys.argv[1:]]
     folders = folders or [folder for name in ("animals", "fish") if (folder := shared / name).is_dir()]
     with tempfile.TemporaryDirectory() as made:
-        for folder in folders or [make_pictures(Path(made))]:
-            measure(folder, encoder)
+        found = {
+            folder.name: measure(folder, encoder) for folder in folders or [make_pictures(Path(made))]
+        }
+    RESULTS.parent.mkdir(exist_ok=True)
+    RESULTS.write_text(json.dumps({"runtime": encoder.runtime_name, "sets": found}, indent=2) + "\n")
 
 
-def measure(folder: Path, encoder: VisionEncoder) -> None:
-    """Print pictures a second: bare forward, whole embedding, decoding alone, and the ratio."""
+def measure(folder: Path, encoder: VisionEncoder) -> dict[str, float]:
+    """Print and return pictures a second: bare forward, whole embedding, decoding alone, and the ratio."""
     paths, arrays = [], []
     for path in sorted(path for path in folder.rglob("*") if path.is_file()):
         try:
@@ -74,6 +79,7 @@ def measure(folder: Path, encoder: VisionEncoder) -> None:
         + f"; embed/bare {statistics.median(ratios):.3f} ({ratios[0]:.3f} to {ratios[-1]:.3f}), "
         f"floor {floor:.3f}"
     )
+    return {**middle, "embed/bare": statistics.median(ratios), "floor": floor}
 
 
 def forward(encoder: VisionEncoder, pictures: np.ndarray) -> None:
