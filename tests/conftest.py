@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -45,50 +46,39 @@ def _missing_weights() -> str:
 
 class Guard:
     """Lets sockets reach this machine only; `refused` names whatever else was asked for, also where the error
-    was swallowed. Other processes that a test starts are not watched."""
+    was swallowed. Other processes that a test starts are not watched.
+
+    It listens to Python's audit events, which nothing else in the process can undo."""
 
     def __init__(self) -> None:
-        self.open = False  # for tests marked `network`
+        self.open = True  # before and after the tests, and for those marked `network`
         self.refused: list[str] = []
+        sys.addaudithook(self.hear)
+
+    def hear(self, event: str, details: tuple[Any, ...]) -> None:
+        if self.open or not event.startswith("socket."):
+            return
+        if event in ("socket.getaddrinfo", "socket.gethostbyname"):
+            self.check(details[0])
+        elif event in ("socket.connect", "socket.sendto"):
+            sock, address = details
+            if sock.family in (socket.AF_INET, socket.AF_INET6) and address:
+                self.check(address[0])
 
     def check(self, host: Any) -> None:
         name = host.decode() if isinstance(host, bytes) else host
-        if not self.open and name not in LOOPBACK and not str(name).startswith("127."):
+        if name not in LOOPBACK and not str(name).startswith("127."):
             self.refused.append(str(name))
             raise OSError(f"tests may not reach {name}: mark the test `network`")
-
-    def install(self, patch: pytest.MonkeyPatch) -> None:
-        def guarded(original: Callable[..., Any]) -> Callable[..., Any]:
-            def connect(sock: socket.socket, address: Any) -> Any:
-                if sock.family in (socket.AF_INET, socket.AF_INET6):
-                    self.check(address[0])
-                return original(sock, address)
-
-            return connect
-
-        create, look_up = socket.create_connection, socket.getaddrinfo
-
-        def create_connection(address: Any, *args: Any, **kwargs: Any) -> socket.socket:
-            self.check(address[0])
-            return create(address, *args, **kwargs)
-
-        def getaddrinfo(host: Any, *args: Any, **kwargs: Any) -> Any:
-            self.check(host)
-            return look_up(host, *args, **kwargs)
-
-        patch.setattr(socket.socket, "connect", guarded(socket.socket.connect))
-        patch.setattr(socket.socket, "connect_ex", guarded(socket.socket.connect_ex))
-        patch.setattr(socket, "create_connection", create_connection)
-        patch.setattr(socket, "getaddrinfo", getaddrinfo)
 
 
 @pytest.fixture(scope="session", autouse=True)
 def guard() -> Iterator[Guard]:
     """Watches the sockets of the whole session: fixtures that outlive a test run under it too."""
     made = Guard()
-    with pytest.MonkeyPatch.context() as patch:
-        made.install(patch)
-        yield made
+    made.open = False
+    yield made
+    made.open = True
 
 
 @pytest.fixture(autouse=True)

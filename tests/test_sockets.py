@@ -44,3 +44,13 @@ def test_fixtures_are_watched_too_and_what_was_refused_is_known(asked: OSError, 
     with pytest.raises(OSError, match="may not reach"):
         socket.getaddrinfo(b"example.org", 443)
     assert guard.refused[-1] == "example.org"
+
+
+def test_the_guard_holds_when_sockets_are_patched(guard: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Plugins of pytest put back the methods of sockets after every test."""
+    monkeypatch.setattr(socket.socket, "connect", socket.SocketType.connect, raising=False)
+    with socket.socket() as outside, pytest.raises(OSError, match="may not reach 192"):
+        outside.connect(("192.0.2.1", 443))
+    with socket.socket(type=socket.SOCK_DGRAM) as outside, pytest.raises(OSError, match="may not reach 192"):
+        outside.sendto(b"hello", ("192.0.2.1", 53))
+    assert guard.refused[-2:] == ["192.0.2.1", "192.0.2.1"]
