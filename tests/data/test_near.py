@@ -40,7 +40,7 @@ def brute_force(hashes: list[int], distance: int) -> set[tuple[int, int]]:
     }
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(hashes_near_centres, st.integers(0, 16))
 def test_pairs_equal_brute_force(hashes: list[int], distance: int) -> None:
     pairs = near_duplicate_pairs(np.array(hashes, dtype=np.uint64), distance)
@@ -95,7 +95,7 @@ def components(count: int, pairs: list[tuple[int, int]]) -> list[int]:
     return [group.index(value) for value in group]
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(st.lists(st.tuples(st.integers(0, 40), st.integers(0, 40)), max_size=40), st.integers(0, 9))
 def test_groups_equal_brute_force_on_both_hashes(turned: list[tuple[int, int]], distance: int) -> None:
     signatures = [signature((1 << short) - 1, (1 << 3 * long) - 1) for short, long in turned]
@@ -111,7 +111,7 @@ def test_groups_equal_brute_force_on_both_hashes(turned: list[tuple[int, int]], 
     assert components(len(turned), found) == components(len(turned), alike)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(
     st.lists(st.tuples(st.integers(0, 40), st.integers(0, 40)), max_size=15),
     st.lists(st.tuples(st.integers(0, 40), st.integers(0, 40)), max_size=15),

@@ -32,7 +32,7 @@ def ties_of(found: list[tuple[int, int]]) -> list[Tie]:
 
 
 @given(pairs, shares, shares, st.integers(0, 5), splits, splits)
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_no_tie_ever_crosses_splits(
     found: list[tuple[int, int]], val: float, test: float, seed: int, given_: list[str], before: list[str]
 ) -> None:

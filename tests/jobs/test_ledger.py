@@ -25,7 +25,7 @@ payloads = st.dictionaries(
 batches = st.lists(st.lists(st.tuples(keys, payloads), max_size=5), max_size=6)
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(batches, st.sets(st.integers(0, 5)))
 def test_it_is_an_ordered_dictionary_that_keeps_the_first(
     puts: list[list[tuple[str, dict]]], reopened_after: set[int]

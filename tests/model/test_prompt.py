@@ -61,7 +61,7 @@ def test_marks_of_the_template_are_control_tokens() -> None:
     assert sum(token in controls for token in layout) == 8
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(st.lists(st.one_of(st.sampled_from(MARKS), st.text(max_size=8)), max_size=5).map("".join))
 def test_marks_in_words_of_people_stay_text(text: str) -> None:
     one = prompt()

@@ -3,7 +3,7 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from sklearn.metrics import confusion_matrix, f1_score, precision_recall_fscore_support
 
@@ -16,7 +16,6 @@ pairs = st.lists(
 
 
 @given(pairs)
-@settings(deadline=None)
 def test_agrees_with_scikit_learn_on_any_answers(rows):
     actual, predicted = zip(*rows, strict=True)
     metrics = compute_metrics(actual, predicted, resamples=20)

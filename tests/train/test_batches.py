@@ -13,7 +13,7 @@ MANY = 10**9  # tokens: no limit
 lengths_of = st.lists(st.integers(1, 60), min_size=1, max_size=300)
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 @given(lengths_of, st.integers(1, 9), st.integers(1, 300), st.integers(0, 2**31), st.integers(0, 50))
 def test_every_row_comes_once_an_epoch_in_batches_that_are_small_enough(
     lengths: list[int], size: int, tokens: int, seed: int, epoch: int
@@ -26,13 +26,13 @@ def test_every_row_comes_once_an_epoch_in_batches_that_are_small_enough(
     assert order == epoch_order(lengths, size, tokens, seed, epoch)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(lengths_of, st.integers(1, 9))
 def test_batches_are_full_where_tokens_allow(lengths: list[int], size: int) -> None:
     assert len(epoch_order(lengths, size, MANY, 0, 0)) == -(-len(lengths) // size)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(st.lists(st.integers(1, 60), min_size=30, max_size=200), st.integers(0, 1000), st.integers(0, 50))
 def test_another_epoch_or_seed_has_another_order(lengths: list[int], seed: int, epoch: int) -> None:
     order = epoch_order(lengths, 4, 100, seed, epoch)
@@ -61,7 +61,7 @@ rows_of = st.lists(
 )
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(rows_of)
 def test_collating_pads_without_supervising_padding(contents: list[list[tuple[int, bool]]]) -> None:
     rows = [
