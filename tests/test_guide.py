@@ -17,7 +17,7 @@ import pytest
 from PIL import Image, ImageDraw
 
 from fieldguide.data.notes import write_notes
-from fieldguide.errors import FieldguideError, GuideError, LeakError, PictureError
+from fieldguide.errors import DataError, FieldguideError, GuideError, LeakError, PictureError
 from fieldguide.files import cache_dir, read_json, sha256_file, write_json
 from fieldguide.guide import MANIFEST, SCHEMA_VERSION, Guide, check_free, load_guide
 from fieldguide.model.prompt import PromptTemplate
@@ -276,6 +276,22 @@ def test_asking_gives_the_label_of_classifying_and_words(
     assert answer.text != answering.ask(picture, "Where does it live?").text
     with pytest.raises(PictureError, match=r"absent\.png"):
         answering.ask(tmp_path / "absent.png")
+
+
+def test_a_question_longer_than_the_context_is_refused(
+    answering: Guide, make_picture: Callable[..., Path]
+) -> None:
+    picture = make_picture("a.png")
+    assert answering.ask(picture, "\udcff?").label
+    with pytest.raises(DataError, match=r"the question has \d+ tokens, of which"):
+        answering.ask(picture, "why " * 20_000)
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="POSIX pipes")
+def test_a_pipe_is_not_waited_for(answering: Guide, tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.jpg")
+    (answer,) = answering.classify([tmp_path / "pipe.jpg"])
+    assert answer.error == "not an ordinary file"
 
 
 # --- from pictures to a guide, with the real weights -------------------------------------------------------

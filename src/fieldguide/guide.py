@@ -17,7 +17,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fieldguide.errors import GuideError
+from fieldguide.errors import DataError, GuideError
 from fieldguide.files import read_json, sha256_file
 from fieldguide.records import Answer, LabelScore, Note
 from fieldguide.settings import AnswerSettings, EmbedSettings
@@ -144,6 +144,7 @@ class Guide:
 
         Raises:
             PictureError: when the picture cannot be read.
+            DataError: when the question is longer than the language model can read.
         """
         from dataclasses import replace
 
@@ -151,17 +152,27 @@ class Guide:
         from fieldguide.answer.generate import explain
         from fieldguide.errors import PictureError
 
+        settings = self.answer_settings
+        asked = question.strip() or settings.why
+        self._check_length(asked)
         features, places, errors = self._features([Path(picture)])
         if errors:
             raise PictureError(str(picture), errors[0])
         assert places == [0]
-        settings = self.answer_settings
         started = self.model.start(settings.question, features, prefix=self._prefix)
         wanted = top_k or settings.top_k
         scores = search(self.model, started, self.trie, top_k=wanted, temperature=self.temperature)[0]
-        asked = question.strip() or settings.why
         text = explain(self.model, started, 0, scores[0].label, asked, settings.max_new_tokens)
         return replace(Answer(str(picture), scores[0].label, scores[0].probability, tuple(scores)), text=text)
+
+    def _check_length(self, question: str) -> None:
+        prompt, settings = self.model.prompt, self.answer_settings
+        label = max(len(self.model.label_tokens(label)) for label in self.labels)
+        fixed = len(prompt.before(settings.question)) + self.model.projector.config.tokens
+        used = fixed + len(prompt.after()) + label + settings.max_new_tokens
+        room = int(self.model.language_model.config.max_position_embeddings) - used
+        if (length := len(prompt.follow_up(question))) > room:
+            raise DataError(f"the question has {length} tokens, of which {room} fit", "ask a shorter one")
 
     def _features(self, paths: Sequence[Path]) -> tuple[PictureFeatures, list[int], dict[int, str]]:
         """Features of the readable pictures, their places in `paths`, and the reasons for the others."""
@@ -174,6 +185,8 @@ class Guide:
         keys: list[str] = []
         for i, path in enumerate(paths):
             try:
+                if path.exists() and not path.is_file():  # to read a pipe is to wait for ever
+                    raise OSError(0, "a folder, not a picture" if path.is_dir() else "not an ordinary file")
                 keys.append(sha256_file(path))
             except OSError as error:
                 keys.append("")

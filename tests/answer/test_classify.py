@@ -200,6 +200,14 @@ def test_an_unknown_form_is_refused_before_any_work(inbox: Path, tmp_path: Path)
     assert not ledger_path(tmp_path / "n.xlsx").exists()
 
 
+def test_a_folder_in_the_place_of_the_table_is_refused_before_any_work(inbox: Path, tmp_path: Path) -> None:
+    guide = TinyGuide()
+    (tmp_path / "n.csv").mkdir()
+    with pytest.raises(SettingsError, match="is a folder"):
+        classify_pictures(guide, [inbox], tmp_path / "n.csv", announce=quiet)
+    assert guide.asked == []
+
+
 @pytest.mark.parametrize("wrong", [{"top_k": 0}, {"batch_size": 0}])
 def test_impossible_numbers_are_refused(inbox: Path, tmp_path: Path, wrong: dict) -> None:
     with pytest.raises(SettingsError, match="at least 1"):

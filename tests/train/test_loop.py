@@ -308,7 +308,7 @@ def test_resuming_with_other_data_or_settings_is_refused_by_name(tmp_path: Path)
     tiny.make_loop(tmp_path, epochs=1).run()
     for changed, told in (
         ({"data set": "other"}, "data set: was tiny, is other"),
-        ({"training settings": {"seed": 1}}, "training settings: was {'seed': 0}, is {'seed': 1}"),
+        ({"training settings": {"seed": 1}}, "training settings, seed: was 0, is 1"),
     ):
         model = tiny.new_model()
         run = tiny.make_loop(tmp_path, epochs=1, model=model, identity={**tiny.IDENTITY, **changed})

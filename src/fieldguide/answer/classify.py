@@ -83,6 +83,8 @@ def classify_pictures(
     write = _writer(out)
     if top_k < 1 or batch_size < 1:
         raise SettingsError(f"top_k={top_k} and batch_size={batch_size} must be at least 1")
+    if out.is_dir():
+        raise SettingsError(f"{out}: is a folder", "name a table that can be written")
     pictures = find_pictures(sources)
     keys = {path: _key(path) for path in pictures}
     out.parent.mkdir(parents=True, exist_ok=True)

@@ -52,6 +52,7 @@ class Prompt:
 
     def words(self, text: str) -> list[int]:
         """Words of people: control marks in them stay plain text."""
+        text = text.encode("utf-8", "replace").decode()  # a terminal may send what is not UTF-8
         return self.tokenizer.encode(text, add_special_tokens=False, split_special_tokens=True)
 
     def before(self, question: str) -> list[int]:

@@ -116,13 +116,22 @@ def keep_last(folder: Path, count: int) -> None:
             shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
+def _flat(identity: dict[str, Any]) -> dict[str, Any]:
+    """{"training settings": {"epochs": 2}} as {"training settings, epochs": 2}, so that one can be named."""
+    flat: dict[str, Any] = {}
+    for key, value in identity.items():
+        inner = value if isinstance(value, dict) else {}
+        flat |= {f"{key}, {name}": part for name, part in inner.items()} or {key: value}
+    return flat
+
+
 def check_identity(path: Path, identity: dict[str, Any]) -> None:
     """Refuse a checkpoint made with other data, settings or weights.
 
     Raises:
         ResumeError: naming each difference.
     """
-    saved = read_json(path / "state.json")["identity"]
+    saved, identity = _flat(read_json(path / "state.json")["identity"]), _flat(identity)
     differences = [
         key for key in sorted(saved.keys() | identity.keys()) if saved.get(key) != identity.get(key)
     ]
@@ -131,7 +140,8 @@ def check_identity(path: Path, identity: dict[str, Any]) -> None:
             f"{key}: was {_short(saved.get(key))}, is {_short(identity.get(key))}" for key in differences
         )
         raise ResumeError(
-            f"{path}: cannot resume, {told}", "train anew into another folder, or undo the change"
+            f"{path}: cannot resume, {told}",
+            f"undo the change, train anew into another folder, or delete {path.parent}",
         )
 
 
