@@ -57,7 +57,7 @@ def main(folder: Path) -> None:
     if (out / "guide.json").exists():  # written last: the guide is whole
         print(f"{out} is already there; delete it to see it built again")
     else:
-        # 1,250 training pictures make 80 steps an epoch, more than small sets get in their two: one is enough.
+        # 1,250 training pictures make 80 steps an epoch, more than small sets get in two: one is enough.
         recipe = load_recipe(None, {"train": {"epochs": 1}})
         build(folder / "digits", out, notes=folder / "notes.csv", recipe=recipe)
     answer = load_guide(out).ask(held_out)
