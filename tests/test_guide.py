@@ -140,6 +140,17 @@ def test_a_broken_description_is_named(folder: Path, text: str) -> None:
         load_guide(folder)
 
 
+def test_a_description_that_lacks_something_is_named(folder: Path) -> None:
+    info = read_json(folder / MANIFEST)
+    for name in ("files", "settings", "calibration"):
+        write_json(folder / MANIFEST, {key: value for key, value in info.items() if key != name})
+        with pytest.raises(GuideError, match=f"says nothing of {name}"):
+            load_guide(folder)
+    changed(folder, **{**info, "labels": []})
+    with pytest.raises(GuideError, match="says nothing of labels"):
+        load_guide(folder)
+
+
 def test_features_of_another_encoder_are_refused(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from fieldguide.model import vision
 

@@ -32,6 +32,10 @@ SCHEMA_VERSION = 1
 MANIFEST = "guide.json"
 PICTURES_FILE = "training_pictures.parquet"
 NOTES_FILE = "notes.csv"
+# What every guide.json tells: without it no question can be answered.
+NEEDED = (
+    "fingerprint", "labels", "files", "encoder", "base_model", "calibration", "settings",
+)  # fmt: skip
 
 
 class Guide:
@@ -260,6 +264,9 @@ def load_guide(folder: Path | str) -> Guide:
     if info["schema"] > SCHEMA_VERSION:
         maker = info.get("versions", {}).get("fieldguide", "unknown")
         raise GuideError(f"{folder}: made by a newer version ({maker})", "update fieldguide")
+    absent = [name for name in NEEDED if not info.get(name)]
+    if absent:
+        raise GuideError(f"{manifest}: says nothing of {', '.join(absent)}", "build it again")
     for name, digest in info["files"].items():
         if not (folder / name).is_file():
             raise GuideError(f"{folder}: {name} is missing", "copy the whole guide folder, or build it again")

@@ -19,6 +19,7 @@ from fieldguide.data.dataset import (
     read_problems,
     write_dataset,
 )
+from fieldguide.data.notes import join_notes
 from fieldguide.errors import DataError
 from fieldguide.records import Example, Note, Problem, Turn
 
@@ -221,3 +222,10 @@ def test_a_place_that_cannot_be_written_is_refused_before_any_work(tmp_path: Pat
     (tmp_path / "file").write_text("")
     with pytest.raises(DataError, match="is a file"):
         check_free(tmp_path / "file" / "deep" / "dataset")
+
+
+def test_labels_that_differ_in_case_share_no_note(tmp_path: Path) -> None:
+    examples = [dataclasses.replace(PLAIN, id=label, label=label) for label in ("Case", "case")]
+    made = write_dataset(tmp_path / "d", examples, [Note(label="case")], {}, [], {})
+    assert (made.note("Case"), made.note("case")) == (None, Note(label="case"))
+    assert join_notes(["Case", "case"], [Note(label="case")])[1] == ("Case",)

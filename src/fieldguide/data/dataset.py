@@ -72,7 +72,10 @@ class Dataset:
 
     def note(self, label: str) -> Note | None:
         """The note of a label, if the owner wrote one."""
-        return self._note_of.get(fold_label(label))
+        note = self._note_of.get(fold_label(label))
+        # "Case" and "case" may both be labels: the note of one is not the other's
+        other = note is not None and note.label != label and {note.label, label} <= set(self.labels)
+        return None if other else note
 
     @cached_property
     def _note_of(self) -> dict[str, Note]:

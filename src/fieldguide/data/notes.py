@@ -134,6 +134,9 @@ def join_notes(
     labels, notes = sorted(set(labels), key=natural_key), list(notes)
     joined: dict[str, Note] = {}
     free = dict(enumerate(notes))
+    for index, note in enumerate(notes):  # as it is written first: "Case" and "case" may both be labels
+        if note.label in labels and note.label not in joined:
+            joined[note.label] = free.pop(index)
     for names_of in (
         lambda note: (note.label,),
         lambda note: note.synonyms,
