@@ -144,7 +144,8 @@ class Guide:
         """Name one picture and answer a question about it, by default how one can tell.
 
         The label comes from scoring all labels under the question the guide was trained with; the words come
-        from the language model, which goes on from that label.
+        from the language model, which goes on from that label with its notes before it. Without notes on the
+        label and without a question there are no words: the model would make them up.
 
         Raises:
             PictureError: when the picture cannot be read.
@@ -155,6 +156,7 @@ class Guide:
         from fieldguide.answer.choose import search
         from fieldguide.answer.generate import explain
         from fieldguide.errors import PictureError
+        from fieldguide.model.followup import follow_up
 
         settings = self.answer_settings
         asked = question.strip() or settings.why
@@ -166,17 +168,24 @@ class Guide:
         started = self.model.start(settings.question, features, prefix=self._prefix)
         wanted = top_k or settings.top_k
         scores = search(self.model, started, self.trie, top_k=wanted, temperature=self.temperature)[0]
-        text = explain(self.model, started, 0, scores[0].label, asked, settings.max_new_tokens)
+        label, text = scores[0].label, ""
+        if question.strip() or label in self.notes:
+            turn = follow_up(self.notes.get(label), asked, settings)
+            text = explain(self.model, started, 0, label, turn, settings.max_new_tokens)
         return replace(Answer(str(picture), scores[0].label, scores[0].probability, tuple(scores)), text=text)
 
     def _check_length(self, question: str) -> None:
+        from fieldguide.model.followup import follow_up
+
         prompt, settings = self.model.prompt, self.answer_settings
         label = max(len(self.model.label_tokens(label)) for label in self.labels)
         fixed = len(prompt.before(settings.question)) + self.model.projector.config.tokens
         used = fixed + len(prompt.after()) + label + settings.max_new_tokens
         room = int(self.model.language_model.config.max_position_embeddings) - used
-        if (length := len(prompt.follow_up(question))) > room:
-            raise DataError(f"the question has {length} tokens, of which {room} fit", "ask a shorter one")
+        turns = {follow_up(self.notes.get(label), question, settings) for label in self.labels}
+        if (length := max(len(prompt.follow_up(turn)) for turn in turns)) > room:
+            whose = "the question and the longest notes have" if len(turns) > 1 else "the question has"
+            raise DataError(f"{whose} {length} tokens, of which {room} fit", "ask a shorter one")
 
     def _features(self, paths: Sequence[Path]) -> tuple[PictureFeatures, list[int], dict[int, str]]:
         """Features of the readable pictures, their places in `paths`, and the reasons for the others."""

@@ -89,11 +89,14 @@ def test_replies_say_what_the_notes_say() -> None:
         description=" A big animal.\n",
     )  # fmt: skip
     assert replies(note, ANSWER) == [
-        (ANSWER.why, "Typical of ox: horns; hooves."),
-        (ANSWER.confused, "Most easily confused with bison and yak. No hump."),
-        (ANSWER.more, "A big animal."),
+        (f"Notes: Field marks of ox: horns; hooves.\n{ANSWER.why}", "Typical of ox: horns; hooves."),
+        (
+            f"Notes: Look-alikes of ox: bison and yak. No hump.\n{ANSWER.confused}",
+            "Most easily confused with bison and yak. No hump.",
+        ),
+        (f"Notes: A big animal.\n{ANSWER.more}", "A big animal."),
     ]
-    assert replies(NOTES["鱼"], ANSWER) == [(ANSWER.confused, "It swims.")]
+    assert replies(NOTES["鱼"], ANSWER) == [(f"Notes: It swims.\n{ANSWER.confused}", "It swims.")]
     assert replies(Note("ox", synonyms=("steer",)), ANSWER) == []
 
 

@@ -14,6 +14,7 @@ from itertools import groupby
 import numpy as np
 
 from fieldguide.errors import DataError
+from fieldguide.model.followup import follow_up
 from fieldguide.model.prompt import Prompt
 from fieldguide.records import Example, Note
 from fieldguide.settings import AnswerSettings, TrainSettings
@@ -44,7 +45,7 @@ def in_words(row: Row, prompt: Prompt) -> str:
 
 
 def replies(note: Note, settings: AnswerSettings) -> list[tuple[str, str]]:
-    """(follow-up question, answer) pairs from a note. They speak of the label, not of the picture."""
+    """(follow-up turn, answer) pairs from a note. They speak of the label, not of the picture."""
     pairs = []
     if note.field_marks:
         pairs.append((settings.why, f"Typical of {note.label}: {'; '.join(note.field_marks)}."))
@@ -53,7 +54,7 @@ def replies(note: Note, settings: AnswerSettings) -> list[tuple[str, str]]:
         pairs.append((settings.confused, f"{alike} {note.how_to_tell_apart}".strip()))
     if note.description:
         pairs.append((settings.more, note.description.strip()))
-    return pairs
+    return [(follow_up(note, question, settings), reply) for question, reply in pairs]
 
 
 def label_row(prompt: Prompt, picture: int, label: str, name: str) -> Row:
