@@ -90,7 +90,7 @@ class TrainSettings:
     weight_decay: float = 0.01
     warmup: float = 0.1  # share of the steps
     clip: float = 1.0  # largest gradient norm
-    explain_per_label: int = 3  # pictures a label and epoch that also train the reasons; 0 = labels only
+    explain_per_label: int = 6  # pictures a label and epoch that also train the reasons; 0 = labels only
     patience: int = 2  # epochs without a better validation loss before stopping; 0 = never stop early
     checkpoint_every: int = 50  # steps
     keep: int = 2  # checkpoints kept

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from fieldguide.train.rows import Row
 
+COARSE = 16  # tokens: rows whose lengths differ by less stay mixed, or a batch would hold but a few labels
 POOL = 50  # batches that are sorted by length together: little padding, still well mixed
 
 
@@ -33,7 +34,7 @@ def epoch_order(
 ) -> list[list[int]]:
     """Row numbers of each batch of an epoch; every row once.
 
-    Rows are shuffled, cut into pools, sorted by length inside a pool, batched, and the batches shuffled.
+    Rows are shuffled, cut into pools, sorted by coarse length in a pool, batched, and the batches shuffled.
     A batch holds at most `batch_size` rows and `batch_tokens` tokens, padding included; a longer row stands
     alone.
     """
@@ -42,12 +43,15 @@ def epoch_order(
     batches: list[list[int]] = []
     for start in range(0, len(order), batch_size * POOL):
         batch: list[int] = []
-        for row in sorted(order[start : start + batch_size * POOL].tolist(), key=lambda i: lengths[i]):
-            # Sorted by length: the row at hand is the longest of the batch.
-            if len(batch) == batch_size or (batch and lengths[row] * (len(batch) + 1) > batch_tokens):
+        longest = 0
+        pool = order[start : start + batch_size * POOL].tolist()
+        for row in sorted(pool, key=lambda i: -(-lengths[i] // COARSE)):
+            longer = max(longest, lengths[row])
+            if len(batch) == batch_size or (batch and longer * (len(batch) + 1) > batch_tokens):
                 batches.append(batch)
-                batch = []
+                batch, longer = [], lengths[row]
             batch.append(row)
+            longest = longer
         batches.append(batch)
     return [batches[i] for i in generator.permutation(len(batches))]
 
