@@ -110,12 +110,12 @@ def _dataset(
 def plan(dataset: Dataset, recipe: Recipe) -> str:
     """What is going to happen, and about how long it will take on a two-core CPU."""
     train, settings = dataset.of("train"), recipe.train
-    reasons = sum(min(settings.explain_per_label, 99) for label in dataset.labels if dataset.note(label))
-    tokens = len(train) * (8 + settings.patch_tokens + settings.summary_tokens) + reasons * 60
+    reasons = settings.explain_per_label * sum(dataset.note(label) is not None for label in dataset.labels)
+    tokens = len(train) * (8 + settings.patch_tokens + settings.summary_tokens) + reasons * REASON_TOKENS
     seconds = {
         "embed": len(dataset.examples) * EMBED,
         "train": tokens * settings.epochs * TRAIN_TOKEN,
-        "evaluate": len(dataset.of("test")) * 0.05 + 5,
+        "evaluate": len(dataset.of("test")) * EVALUATE + 10,
     }
     parts = ", ".join(f"{stage} about {_duration(value)}" for stage, value in seconds.items())
     splits = ", ".join(f"{len(dataset.of(split))} {split}" for split in ("train", "val", "test"))
