@@ -25,8 +25,9 @@ if TYPE_CHECKING:
     from fieldguide.report.evaluation import Evaluation
 
 DATASET_FOLDER = "dataset"  # inside the guide
-# Seconds on a two-core CPU: a picture to embed, and a token to train on (see bench/README.md).
-EMBED, TRAIN_TOKEN = 0.025, 0.005
+# Seconds on a two-core CPU: to embed a picture, to train on a token, to evaluate a picture.
+EMBED, TRAIN_TOKEN, EVALUATE = 0.025, 0.006, 0.05
+REASON_TOKENS = 100  # about, of a reason and the notes beside its question
 
 
 def build(
