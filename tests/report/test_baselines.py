@@ -55,13 +55,14 @@ def inputs_for(missing: int = 0) -> tuple[BaselineInputs, list[str], list[str]]:
     return inputs, test_y, keys
 
 
-def test_three_baselines_with_intervals_on_the_same_pictures():
+def test_the_baselines_with_intervals_on_the_same_pictures():
     inputs, actual, keys = inputs_for()
     found = {result.name: result for result in baselines(inputs, actual, keys)}
-    assert list(found) == ["majority class", "k-NN", "linear probe"]
+    assert list(found) == ["majority class", "k-NN", "linear probe", "linear probe, all features"]
     assert found["majority class"].metrics.accuracy == pytest.approx(1 / 3)
     assert found["k-NN"].metrics.accuracy > 0.6
     assert found["linear probe"].metrics.accuracy > 0.6
+    assert found["linear probe, all features"].metrics.accuracy > 0.6
     for result in found.values():
         assert result.metrics.count == 45
         interval = result.metrics.accuracy_interval

@@ -6,7 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fieldguide.train.batches import POOL, collate, epoch_order
+from fieldguide.train.batches import COARSE, POOL, collate, epoch_order
 from fieldguide.train.rows import Row
 
 MANY = 10**9  # tokens: no limit
@@ -45,9 +45,17 @@ def test_rows_of_like_length_are_together_but_not_in_the_order_of_length() -> No
     order = epoch_order(lengths, 8, MANY, 0, 0)
     assert len(order) <= POOL  # one pool: sorted as a whole
     spread = [max(lengths[i] for i in batch) - min(lengths[i] for i in batch) for batch in order]
-    assert max(spread) <= 4
+    assert max(spread) < 2 * COARSE
+    assert sum(width < COARSE for width in spread) > 0.8 * len(spread)
     firsts = [lengths[batch[0]] for batch in order]
     assert firsts != sorted(firsts)
+
+
+def test_rows_of_nearly_the_same_length_are_mixed() -> None:
+    """Labels differ by a token or two: batches sorted by that would each hold a few labels only."""
+    lengths = [8] * 100 + [9] * 100
+    order = epoch_order(lengths, 8, MANY, 0, 0)
+    assert sum(len({lengths[i] for i in batch}) == 2 for batch in order) > 0.8 * len(order)
 
 
 def test_which_rows_meet_changes_between_epochs() -> None:

@@ -113,7 +113,8 @@ def test_what_trains_is_said_before_and_what_changed_after(tmp_path: Path) -> No
     result = run.run()
     assert told[0] == (
         "learns what stands in ⟦⟧, such as '<|im_end|>\\n<|im_start|>assistant\\n⟦ox<|im_end|>⟧"
-        "\\n<|im_start|>user\\nWhy?<|im_end|>\\n<|im_start|>assistant\\n⟦Typical of ox: horns.<|im_end|>⟧'"
+        "\\n<|im_start|>user\\nNotes: Field marks of ox: horns.\\nWhy?<|im_end|>"
+        "\\n<|im_start|>assistant\\n⟦Typical of ox: horns.<|im_end|>⟧'"
     )
     adapter = sum(p.numel() for name, p in trained(model).items() if "lora_" in name)
     base = sum(p.numel() for p in model.parameters() if not p.requires_grad)
