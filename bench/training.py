@@ -28,7 +28,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from fieldguide.answer.choose import choose_all
+from fieldguide.answer.calibrate import measure
 from fieldguide.data.dataset import Dataset
 from fieldguide.data.importer import import_pictures
 from fieldguide.demo import write_digits
@@ -52,19 +52,9 @@ def quiet(line: str) -> None:
 
 def accuracy(setup: Setup) -> float:
     """Share of the validation pictures named rightly."""
-    model, val = setup.model, setup.val
-    model.eval()
-    features = val.tensors()
-    rows = [
-        choose_all(
-            model,
-            setup.recipe.answer.question,
-            PictureFeatures(features.grid[i : i + 16], features.pooled[i : i + 16]),
-            setup.trie,
-        )
-        for i in range(0, len(val), 16)
-    ]
-    return float((np.concatenate([np.asarray(r) for r in rows]).argmax(1) == val.targets).mean())
+    setup.model.eval()
+    labels = [setup.labels[target] for target in setup.val.targets]
+    return measure(setup.model, setup.recipe.answer.question, setup.val.tensors(), labels, setup.trie)[1]
 
 
 def optimizer_of(setup: Setup) -> torch.optim.AdamW:

@@ -110,7 +110,7 @@ class Guide:
 
     @property
     def temperature(self) -> float:
-        """What log-scores are divided by, fitted on the validation pictures."""
+        """What the logits are divided by where labels branch, fitted on the validation pictures."""
         return float(self.info["calibration"]["temperature"])
 
     def training_pictures(self) -> list[dict[str, Any]]:
@@ -160,7 +160,6 @@ class Guide:
 
         settings = self.answer_settings
         asked = question.strip() or settings.why
-        self._check_length(asked)
         features, places, errors = self._features([Path(picture)])
         if errors:
             raise PictureError(str(picture), errors[0])
@@ -171,21 +170,18 @@ class Guide:
         label, text = scores[0].label, ""
         if question.strip() or label in self.notes:
             turn = follow_up(self.notes.get(label), asked, settings)
+            self._check_length(label, turn)
             text = explain(self.model, started, 0, label, turn, settings.max_new_tokens)
         return replace(Answer(str(picture), scores[0].label, scores[0].probability, tuple(scores)), text=text)
 
-    def _check_length(self, question: str) -> None:
-        from fieldguide.model.followup import follow_up
-
+    def _check_length(self, label: str, turn: str) -> None:
         prompt, settings = self.model.prompt, self.answer_settings
-        label = max(len(self.model.label_tokens(label)) for label in self.labels)
         fixed = len(prompt.before(settings.question)) + self.model.projector.config.tokens
-        used = fixed + len(prompt.after()) + label + settings.max_new_tokens
+        used = fixed + len(prompt.after()) + len(prompt.answer(label)) + settings.max_new_tokens
         room = int(self.model.language_model.config.max_position_embeddings) - used
-        turns = {follow_up(self.notes.get(label), question, settings) for label in self.labels}
-        if (length := max(len(prompt.follow_up(turn)) for turn in turns)) > room:
-            whose = "the question and the longest notes have" if len(turns) > 1 else "the question has"
-            raise DataError(f"{whose} {length} tokens, of which {room} fit", "ask a shorter one")
+        if (length := len(prompt.follow_up(turn))) > room:
+            whole = f"the question together with the notes on {label!r} has {length} tokens"
+            raise DataError(f"{whole}, of which {room} fit", "ask a shorter one")
 
     def _features(self, paths: Sequence[Path]) -> tuple[PictureFeatures, list[int], dict[int, str]]:
         """Features of the readable pictures, their places in `paths`, and the reasons for the others."""
