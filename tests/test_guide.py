@@ -18,8 +18,8 @@ from PIL import Image, ImageDraw
 
 from fieldguide.data.notes import write_notes
 from fieldguide.errors import DataError, FieldguideError, GuideError, LeakError, PictureError
-from fieldguide.files import cache_dir, read_json, sha256_file, write_json
-from fieldguide.guide import MANIFEST, SCHEMA_VERSION, Guide, check_free, load_guide
+from fieldguide.files import cache_dir, fingerprint, read_json, sha256_file, write_json
+from fieldguide.guide import IDENTITY, MANIFEST, SCHEMA_VERSION, Guide, check_free, load_guide
 from fieldguide.model.prompt import PromptTemplate
 from fieldguide.records import Note
 from fieldguide.settings import AnswerSettings, EmbedSettings, Recipe, TrainSettings
@@ -45,21 +45,26 @@ def folder(tmp_path: Path) -> Path:
     write_notes(made / "notes.csv", NOTES)
     info = {
         "schema": SCHEMA_VERSION,
-        "fingerprint": "f" * 64,
         "labels": list(LABELS),
         "files": {name: sha256_file(made / name) for name in BOUND},
+        "template": asdict(PromptTemplate()),
+        "projector": {"summary_tokens": 3},
         "base_model": {"name": "org/base", "sha256": "b" * 64},
         "encoder": {"key": "1234", "runtime": "torch"},
         "calibration": {"temperature": 2.0},
         "settings": Recipe(answer=AnswerSettings(question="What?", top_k=2, batch_size=3)).to_dict(),
         "versions": {"fieldguide": "0.1.0"},
     }
-    write_json(made / MANIFEST, info)
+    write_json(made / MANIFEST, signed(info))
     return made
 
 
+def signed(info: dict[str, Any]) -> dict[str, Any]:
+    return {**info, "fingerprint": fingerprint({name: info.get(name) for name in IDENTITY})}
+
+
 def changed(folder: Path, **values: Any) -> None:
-    write_json(folder / MANIFEST, {**read_json(folder / MANIFEST), **values})
+    write_json(folder / MANIFEST, signed({**read_json(folder / MANIFEST), **values}))
 
 
 # --- opening ----------------------------------------------------------------------------------------------
@@ -69,7 +74,7 @@ def test_a_whole_guide_opens(folder: Path) -> None:
     guide = load_guide(folder)
     assert guide.labels == LABELS
     assert guide.notes == {note.label: note for note in NOTES}
-    assert (guide.fingerprint, guide.temperature) == ("f" * 64, 2.0)
+    assert (guide.fingerprint, guide.temperature) == (read_json(folder / MANIFEST)["fingerprint"], 2.0)
     assert (guide.answer_settings.question, guide.answer_settings.top_k) == ("What?", 2)
     assert guide.report == folder / "report" / "index.html"
 
@@ -138,6 +143,14 @@ def test_a_broken_description_is_named(folder: Path, text: str) -> None:
     (folder / MANIFEST).write_text(text)
     with pytest.raises(FieldguideError, match=r"guide\.json"):
         load_guide(folder)
+
+
+def test_a_description_edited_by_hand_is_refused(folder: Path) -> None:
+    info = read_json(folder / MANIFEST)
+    for part in ({"template": {"end": 7}}, {"labels": ["ox", "fish"]}, {"calibration": {"temperature": 9.0}}):
+        write_json(folder / MANIFEST, {**info, **part})
+        with pytest.raises(GuideError, match=r"guide\.json: changed since the guide was written"):
+            load_guide(folder)
 
 
 def test_a_description_that_lacks_something_is_named(folder: Path) -> None:

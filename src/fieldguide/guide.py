@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fieldguide.errors import DataError, GuideError
-from fieldguide.files import read_json, sha256_file
+from fieldguide.files import fingerprint, read_json, sha256_file
 from fieldguide.records import Answer, LabelScore, Note
 from fieldguide.settings import AnswerSettings, EmbedSettings
 
@@ -32,9 +32,9 @@ SCHEMA_VERSION = 1
 MANIFEST = "guide.json"
 PICTURES_FILE = "training_pictures.parquet"
 NOTES_FILE = "notes.csv"
-# What every guide.json tells: without it no question can be answered.
-NEEDED = (
-    "fingerprint", "labels", "files", "encoder", "base_model", "calibration", "settings",
+# What every answer depends on: the guide's fingerprint is taken of these.
+IDENTITY = (
+    "labels", "template", "projector", "files", "encoder", "base_model", "calibration", "settings",
 )  # fmt: skip
 
 
@@ -269,9 +269,14 @@ def load_guide(folder: Path | str) -> Guide:
     if info["schema"] > SCHEMA_VERSION:
         maker = info.get("versions", {}).get("fieldguide", "unknown")
         raise GuideError(f"{folder}: made by a newer version ({maker})", "update fieldguide")
-    absent = [name for name in NEEDED if not info.get(name)]
+    absent = [name for name in ("fingerprint", *IDENTITY) if not info.get(name)]
     if absent:
         raise GuideError(f"{manifest}: says nothing of {', '.join(absent)}", "build it again")
+    if fingerprint({name: info[name] for name in IDENTITY}) != info["fingerprint"]:
+        raise GuideError(
+            f"{manifest}: changed since the guide was written",
+            "copy the whole guide folder, or build it again",
+        )
     for name, digest in info["files"].items():
         if not (folder / name).is_file():
             raise GuideError(f"{folder}: {name} is missing", "copy the whole guide folder, or build it again")

@@ -238,11 +238,13 @@ def load_recipe(
         try:
             tables = tomllib.loads(Path(path).read_text(encoding="utf-8"))
         except FileNotFoundError:
-            raise SettingsError(f"{path}: no such recipe file") from None
+            raise SettingsError(
+                f"{path}: no such recipe file", "check its spelling, or leave --recipe out"
+            ) from None
         except OSError as error:
             raise SettingsError(f"{path}: cannot be read ({error.strerror})") from error
         except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-            raise SettingsError(f"{path}: not valid TOML ({error})") from error
+            raise SettingsError(f"{path}: not valid TOML ({error})", "repair it at that place") from error
     for table, values in (overrides or {}).items():
         given = {key: value for key, value in values.items() if value is not None}
         in_file = tables.get(table, {})

@@ -17,6 +17,7 @@ from fieldguide.data.folders import labels_in_names
 from fieldguide.data.read import read_source
 from fieldguide.data.rows import clean_label, is_picture_start, split_of
 from fieldguide.errors import DataError, SettingsError
+from fieldguide.files import write_json
 from fieldguide.records import Turn
 from fieldguide.settings import ImportSettings
 
@@ -414,3 +415,10 @@ def test_half_an_emoji_in_a_caption_is_replaced(tmp_path: Path) -> None:
 
 def test_control_characters_never_get_into_labels() -> None:
     assert clean_label(" red\x1b[31m\tfish\0\n\x00 ") == "red[31m fish"
+
+
+def test_a_data_set_is_not_imported_again(tmp_path: Path) -> None:
+    write_json(tmp_path / "dataset.json", {})
+    with pytest.raises(DataError, match="is a data set already") as caught:
+        read_source(tmp_path)
+    assert caught.value.hint.startswith("fieldguide train")

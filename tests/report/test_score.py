@@ -87,6 +87,14 @@ def test_files_that_are_not_tables(tmp_path):
         read_results(tmp_path / "bytes.csv")
 
 
+def test_a_table_saved_by_an_older_spreadsheet_is_read_and_said(tmp_path):
+    path = tmp_path / "r.csv"
+    path.write_bytes("actual,predicted\nHäher,Häher\n".encode("cp1252"))
+    results = read_results(path)
+    assert results.predicted == ("Häher",)
+    assert "Windows-1252" in results.remarks()[0]
+
+
 def test_probabilities_give_calibration_and_a_wrong_one_names_its_row(tmp_path):
     path = write(tmp_path / "r.csv", "actual,predicted,probability\na,a,0.9\na,b,0.6\n")
     calibration = score_results(read_results(path)).calibration

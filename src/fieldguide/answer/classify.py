@@ -121,9 +121,11 @@ def find_pictures(sources: Sequence[Path | str]) -> list[Path]:
         elif source.exists():
             found[source] = None
         else:
-            raise DataError(f"{source}: no such file or folder")
+            raise DataError(f"{source}: no such file or folder", "check its spelling, or give the full path")
     if not found:
-        raise DataError(f"no pictures in {', '.join(map(str, sources)) or 'nothing'}")
+        raise DataError(
+            f"no pictures in {', '.join(map(str, sources)) or 'nothing'}", "give pictures or folders of them"
+        )
     return list(found)
 
 

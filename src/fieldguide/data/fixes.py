@@ -61,7 +61,7 @@ def read_fixes(path: Path | str) -> tuple[Fix, ...]:
         if action not in ACTIONS:
             raise DataError(f"{path}: {where}: unknown action {action!r}", f"one of {', '.join(ACTIONS)}")
         if action == "relabel" and not label:
-            raise DataError(f"{path}: {where}: relabel needs a label")
+            raise DataError(f"{path}: {where}: relabel needs a label", "fill in the column label of that row")
         fixes.append(Fix(file, action, label, where))
     return tuple(fixes)
 

@@ -67,7 +67,7 @@ def read_notes_table(path: Path | str) -> tuple[tuple[Note, ...], tuple[Problem,
     for index, record in enumerate(table.records):
         note = _note(record, columns)
         if not note.label:
-            raise DataError(f"{path}: {table.where(index)} has no label")
+            raise DataError(f"{path}: {table.where(index)} has no label", "fill it in, or delete that row")
         first = owners.setdefault(fold_label(note.label), index)
         if first != index:
             reason = f"{table.where(index)} repeats the label {note.label!r} of row {table.rows[first]}"

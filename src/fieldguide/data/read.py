@@ -43,6 +43,8 @@ def read_source(source: Path | str, settings: ImportSettings | None = None) -> S
     """
     settings = settings or ImportSettings()
     source = Path(source).absolute()
+    if (source / "dataset.json").is_file():
+        raise DataError(f"{source}: is a data set already", f"fieldguide train {source} --out X.guide")
     if source.is_dir():
         result = _read_folder(source, settings)
     elif source.suffix.lower() in TABLE_SUFFIXES:
@@ -52,11 +54,14 @@ def read_source(source: Path | str, settings: ImportSettings | None = None) -> S
             f"{source}: neither a folder nor a table", "give a folder, or a CSV, JSON or Parquet file"
         )
     else:
-        raise DataError(f"{source}: no such file or folder")
+        raise DataError(f"{source}: no such file or folder", "check its spelling, or give the full path")
     result = _without_unwritable_names(result)
     if not result.rows:
         reasons = "; ".join(f"{problem.file}: {problem.reason}" for problem in result.problems[:3])
-        raise DataError(f"{source}: no picture to import" + (f" ({reasons})" if reasons else ""))
+        raise DataError(
+            f"{source}: no picture to import" + (f" ({reasons})" if reasons else ""),
+            "give the folder that holds the pictures, or a table that names them",
+        )
     return result
 
 
@@ -228,7 +233,10 @@ def _mapping_table(path: Path, value: dict[str, Any]) -> Table:
         ):
             records.append({"image": key, "captions": [entry] if isinstance(entry, str) else entry})
         else:
-            raise DataError(f"{path}: the entry {key!r} is neither a caption nor a list of captions")
+            raise DataError(
+                f"{path}: the entry {key!r} is neither a caption nor a list of captions",
+                "repair or delete that entry",
+            )
     return records_table(path, records)
 
 

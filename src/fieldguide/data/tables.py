@@ -43,7 +43,7 @@ def read_table(path: Path) -> Table:
     """
     kind = path.suffix.lower()
     if not path.is_file():
-        raise DataError(f"{path}: no such file")
+        raise DataError(f"{path}: no such file", "check its spelling, or give the full path")
     if kind in (".csv", ".tsv"):
         return _read_csv(path)
     if kind in (".jsonl", ".ndjson"):
@@ -62,7 +62,7 @@ def read_json_source(path: Path) -> Any:
         DataError: naming the file, and line and column of the fault.
     """
     if not path.is_file():
-        raise DataError(f"{path}: no such file")
+        raise DataError(f"{path}: no such file", "check its spelling, or give the full path")
     try:
         return _parse_json(path.read_bytes().decode("utf-8-sig"))
     except (ValueError, RecursionError) as error:
@@ -84,10 +84,12 @@ def _parse_json(text: str) -> Any:
 def records_table(path: Path, value: Any) -> Table:
     """A table from a parsed JSON list of objects."""
     if not isinstance(value, list) or not value:
-        raise DataError(f"{path}: holds no list of records")
+        raise DataError(f"{path}: holds no list of records", "give [{...}, {...}], one object a picture")
     for number, record in enumerate(value, 1):
         if not isinstance(record, dict):
-            raise DataError(f"{path} record {number}: not an object with named values")
+            raise DataError(
+                f"{path} record {number}: not an object with named values", "repair or delete that record"
+            )
     return Table(path, _columns_of(value), tuple(value), tuple(range(1, len(value) + 1)))
 
 
@@ -124,7 +126,12 @@ def _columns_of(records: Iterable[dict[str, Any]]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(str(key) for record in records for key in record))
 
 
-def _decode(path: Path) -> tuple[str, list[Problem]]:
+def decode_text(path: Path) -> tuple[str, list[Problem]]:
+    """The text of a user's file, UTF-8, UTF-16 or, with a problem that says so, Windows-1252.
+
+    Raises:
+        DataError: when it is none of them, naming the line.
+    """
     data = path.read_bytes()
     if data.startswith((b"\xff\xfe", b"\xfe\xff")):  # what Excel calls "Unicode text"
         try:
@@ -153,7 +160,7 @@ def _delimiter(path: Path, text: str) -> str:
 
 
 def _read_csv(path: Path) -> Table:
-    text, problems = _decode(path)
+    text, problems = decode_text(path)
     csv.field_size_limit(2**31 - 1)  # a long description is no fault
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=_delimiter(path, text), strict=False)
     records: list[dict[str, Any]] = []
@@ -173,9 +180,12 @@ def _read_csv(path: Path) -> Table:
                 records.append(dict(zip(columns, cells, strict=True)))
                 rows.append(number)
     except csv.Error as error:
-        raise DataError(f"{path} line {reader.line_num}: not readable as a table ({error})") from error
+        raise DataError(
+            f"{path} line {reader.line_num}: not readable as a table ({error})",
+            "repair the file at that place",
+        ) from error
     if not columns:
-        raise DataError(f"{path}: the table is empty")
+        raise DataError(f"{path}: the table is empty", "give a table with a header and rows")
     return Table(path, tuple(columns), tuple(records), tuple(rows), tuple(problems))
 
 
@@ -187,20 +197,24 @@ def _check_header(path: Path, columns: Sequence[str]) -> None:
 
 def _read_json_lines(path: Path) -> Table:
     records, rows = [], []
-    text, problems = _decode(path)
+    text, problems = decode_text(path)
     for number, line in enumerate(text.split("\n"), 1):
         if not line.strip():
             continue
         try:
             record = _parse_json(line)
         except (ValueError, RecursionError) as error:
-            raise DataError(f"{path} line {number}: not valid JSON ({error})") from error
+            raise DataError(
+                f"{path} line {number}: not valid JSON ({error})", "repair or delete that line"
+            ) from error
         if not isinstance(record, dict):
-            raise DataError(f"{path} line {number}: not an object with named values")
+            raise DataError(
+                f"{path} line {number}: not an object with named values", "repair or delete that line"
+            )
         records.append(record)
         rows.append(number)
     if not records:
-        raise DataError(f"{path}: the table is empty")
+        raise DataError(f"{path}: the table is empty", "give a table with a header and rows")
     return Table(path, _columns_of(records), tuple(records), tuple(rows), tuple(problems))
 
 
@@ -211,6 +225,8 @@ def _read_parquet(path: Path) -> Table:
     try:
         table = pq.read_table(path, partitioning=None)  # a folder called "a=b" adds no column
     except (pa.ArrowInvalid, OSError) as error:
-        raise DataError(f"{path}: not a readable Parquet file ({error})") from error
+        raise DataError(
+            f"{path}: not a readable Parquet file ({error})", "write it again, or give a CSV"
+        ) from error
     records = table.to_pylist()
     return Table(path, tuple(table.column_names), tuple(records), tuple(range(1, len(records) + 1)))

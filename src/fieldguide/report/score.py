@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from fieldguide.data.tables import decode_text
 from fieldguide.errors import DataError
 from fieldguide.files import write_json
 from fieldguide.report.metrics import Metrics, compute_metrics
@@ -41,10 +42,11 @@ class Results:
     sources: tuple[str, ...]
     without_truth: tuple[int, ...]  # rows left out, since nothing says what is right
     without_answer: tuple[int, ...]  # rows counted as wrong
+    encoding: str = ""  # what to know where the file is not UTF-8
 
     def remarks(self) -> list[str]:
         """What the reader should know about missing values, one line each."""
-        found = []
+        found = [self.encoding] if self.encoding else []
         if self.without_truth:
             found.append(
                 f"{len(self.without_truth)} without a true label ({self.actual_column!r}), left out: "
@@ -62,7 +64,7 @@ def read_results(path: Path | str, actual: str = "", predicted: str = "") -> Res
     """Read a CSV (comma, semicolon or tab) of true and predicted labels.
 
     Args:
-        path: the file, UTF-8.
+        path: the file; UTF-8, else read as Windows-1252 with a remark.
         actual: name of the column with the true labels; "" = found by name.
         predicted: name of the column with the answers; "" = found by name.
 
@@ -70,7 +72,7 @@ def read_results(path: Path | str, actual: str = "", predicted: str = "") -> Res
         DataError: when the file, a column or every true label is missing, or a row has too many values.
     """
     path = Path(path)
-    header, rows = _read_rows(path)
+    header, rows, encoding = _read_rows(path)
     actual_at = _column(path, header, actual, ACTUAL_NAMES, "true labels", "--actual")
     predicted_at = _column(path, header, predicted, PREDICTED_NAMES, "predicted labels", "--predicted")
     confidence_at, source_at = _find(header, CONFIDENCE_NAMES), _find(header, SOURCE_NAMES)
@@ -95,11 +97,14 @@ def read_results(path: Path | str, actual: str = "", predicted: str = "") -> Res
             'a label with a comma must stand in quotes: "Kestrel, lesser"',
         )
     if not kept:
-        raise DataError(f"{path}: no row has a true label in column {header[actual_at]!r}")
+        raise DataError(
+            f"{path}: no row has a true label in column {header[actual_at]!r}",
+            "name another: --actual COLUMN",
+        )
     truths, answers, confidences, sources = zip(*kept, strict=True)
     return Results(
         path, header[actual_at], header[predicted_at], truths, answers, confidences, sources,
-        tuple(no_truth), tuple(no_answer),
+        tuple(no_truth), tuple(no_answer), encoding,
     )  # fmt: skip
 
 
@@ -152,29 +157,27 @@ def write_scores(results: Results, metrics: Metrics, out: Path | str) -> tuple[P
     return page, figures
 
 
-def _read_rows(path: Path) -> tuple[list[str], list[tuple[int, list[str]]]]:
-    """The header, and the rows that are not blank with their numbers; all values stripped."""
+def _read_rows(path: Path) -> tuple[list[str], list[tuple[int, list[str]]], str]:
+    """The header, the rows that are not blank with their numbers, all values stripped; what to know."""
     try:
-        text = path.read_text(encoding="utf-8-sig")
+        text, problems = decode_text(path)
     except FileNotFoundError:
-        raise DataError(f"{path}: no such file") from None
+        raise DataError(f"{path}: no such file", "check its spelling, or give the full path") from None
     except IsADirectoryError:
         raise DataError(f"{path}: is a folder", "give the CSV file itself") from None
-    except UnicodeDecodeError as error:
-        raise DataError(f"{path}: not UTF-8 text ({error.reason} at byte {error.start})") from None
     first = text.partition("\n")[0]
     delimiter = max(",;\t", key=first.count)
     try:
         lines = list(csv.reader(text.splitlines(keepends=True), delimiter=delimiter, skipinitialspace=True))
     except csv.Error as error:
-        raise DataError(f"{path}: not a readable CSV ({error})") from None
+        raise DataError(f"{path}: not a readable CSV ({error})", "save it as CSV again") from None
     rows = [(number, [value.strip() for value in row]) for number, row in enumerate(lines, start=1)]
     rows = [(number, row) for number, row in rows if any(row)]
     if len(rows) < 2:
-        raise DataError(f"{path}: needs a header line and at least one row")
+        raise DataError(f"{path}: needs a header line and at least one row", "give a CSV of results")
     header = rows[0][1]
     header[0] = header[0].lstrip("#").strip()
-    return header, rows[1:]
+    return header, rows[1:], "; ".join(problem.reason for problem in problems)
 
 
 def _find(header: Sequence[str], names: Sequence[str]) -> int:
@@ -198,7 +201,10 @@ def _probability(path: Path, number: int, text: str) -> float | None:
     except ValueError:
         value = -1.0
     if not 0 <= value <= 1:
-        raise DataError(f"{path}, row {number}: {text!r} is not a probability from 0 to 1")
+        raise DataError(
+            f"{path}, row {number}: {text!r} is not a probability from 0 to 1",
+            "repair that cell, or empty it",
+        )
     return value
 
 
