@@ -226,7 +226,10 @@ def train_command(
 @app.command("import", rich_help_panel=STAGES)
 def import_command(
     source: Annotated[
-        Path, typer.Argument(metavar="SOURCE", help="A folder of pictures, or a table.", show_default=False)
+        Path,
+        typer.Argument(
+            metavar="SOURCE", help="A folder of pictures, a table, or conversations.", show_default=False
+        ),
     ],
     out: Annotated[
         Path, typer.Option("--out", "-o", metavar="DATASET", help="Where to write it.", show_default=False)
@@ -237,6 +240,9 @@ def import_command(
     ] = None,
     splits_from: Annotated[
         Path | None, typer.Option(metavar="DATASET", help="Pictures of that data set keep their split.")
+    ] = None,
+    images: Annotated[
+        Path | None, typer.Option(metavar="FOLDER", help="Where a table's pictures lie, if not beside it.")
     ] = None,
     copy: Annotated[bool | None, typer.Option("--copy/--no-copy", help="Copy the pictures too.")] = None,
     val: Annotated[float | None, typer.Option(help="Share for validation.")] = None,
@@ -255,7 +261,7 @@ def import_command(
     recipe: RecipeFile = None,
     settings: Overrides = None,
 ) -> None:
-    """Turn labelled pictures into a data set: read, check, find duplicates, group, split."""
+    """Turn labelled pictures or conversations into a data set: read, check, find duplicates, group, split."""
     from fieldguide.data.importer import import_pictures
     from fieldguide.settings import load_recipe, parse_overrides
 
@@ -267,7 +273,14 @@ def import_command(
     given = {name: value for name, value in options.items() if value is not None}
     wanted = load_recipe(recipe, {**overrides, "import": {**overrides.get("import", {}), **given}}).imports
     import_pictures(
-        source, out, wanted, notes=notes, fixes=fixes, splits_from=splits_from, announce=typer.echo
+        source,
+        out,
+        wanted,
+        notes=notes,
+        fixes=fixes,
+        splits_from=splits_from,
+        images=images,
+        announce=typer.echo,
     )
 
 

@@ -9,21 +9,21 @@ from typing import Any
 SPLITS = ("train", "val", "test")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)  # there may be a million
 class Turn:
-    """One turn of a conversation about a picture."""
+    """One turn of a conversation about pictures."""
 
-    role: str  # "user" or "assistant"
+    role: str  # "system" (the first turn or none), "user" or "assistant"
     text: str
 
 
 @dataclass(frozen=True)
 class Example:
-    """One picture and what is known about it: one row of `examples.parquet`."""
+    """One picture, or one conversation, and what is known about it: one row of `examples.parquet`."""
 
     id: str  # unique in its data set
-    image: str  # path, relative to the data set folder (absolute only across drives)
-    sha256: str = ""  # of the file's bytes
+    image: str  # path, relative to the data set folder (absolute only across drives); "" in text-only rows
+    sha256: str = ""  # of the file's bytes; "" in text-only rows
     width: int = 0  # pixels after the EXIF turn
     height: int = 0
     phash: str = ""  # perceptual signature: the 64-bit pHash (16 hex digits), then the 256-bit one (64)

@@ -9,7 +9,7 @@ from pathlib import Path
 from fieldguide.data.clean import Examined, near_duplicates
 from fieldguide.data.rows import Row, printable
 from fieldguide.data.split import Clash, Placement, number_folds, place_groups
-from fieldguide.data.ties import Tie, burst_ties, group_ties
+from fieldguide.data.ties import Tie, burst_ties, group_ties, shared_ties
 from fieldguide.records import Problem
 from fieldguide.settings import ImportSettings
 
@@ -34,7 +34,8 @@ def arrange(
     """Group and split rows, one a picture content.
 
     Args:
-        examined: what is known of each row's picture, by path.
+        examined: what is known of each row's picture, by path; a row without picture has a path that is its
+            alone, and there the hash of its text.
         previous: {sha256: split} that must not change.
     """
     rows = list(rows)
@@ -67,11 +68,12 @@ def _place(
 ) -> Placement:
     found = [examined[row.image] for row in rows]
     groups = [row.group for row in rows]
+    shared = shared_ties([row.ties for row in rows], "in one conversation")
     bursts = burst_ties([e.taken for e in found], [e.camera for e in found], settings.burst_seconds)
     return place_groups(
         [e.sha256 for e in found],
         [row.label for row in rows],
-        [*(Tie(pair, "near-duplicate") for pair in near), *group_ties(groups), *bursts],
+        [*(Tie(pair, "near-duplicate") for pair in near), *group_ties(groups), *shared, *bursts],
         val=settings.val,
         test=settings.test,
         seed=settings.seed,

@@ -25,7 +25,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from fieldguide.data.examples import read_examples, write_examples
+from fieldguide.data.examples import IMAGES_SHA256, images_of, read_examples, write_examples
 from fieldguide.data.notes import fold_label, read_notes, write_notes
 from fieldguide.data.rows import printable
 from fieldguide.errors import DataError, FieldguideError
@@ -63,8 +63,12 @@ class Dataset:
         return tuple(example for example in self.examples if example.split == split)
 
     def path(self, example: Example) -> Path:
-        """Absolute path of an example's picture."""
+        """Absolute path of an example's picture, of several the first."""
         return Path(os.path.normpath(self._real_folder / example.image))
+
+    def paths(self, example: Example) -> tuple[Path, ...]:
+        """Absolute paths of all pictures of an example, in their order; none for a text-only row."""
+        return tuple(Path(os.path.normpath(self._real_folder / image)) for image in images_of(example))
 
     @cached_property
     def _real_folder(self) -> Path:
@@ -227,6 +231,7 @@ def content_fingerprint(examples: Sequence[Example], notes: Sequence[Note]) -> s
             [
                 e.id, e.sha256, e.label, list(e.labels), e.split, e.fold, e.text, list(e.captions),
                 [[turn.role, turn.text] for turn in e.messages],
+                *([e.meta[IMAGES_SHA256]] if IMAGES_SHA256 in e.meta else []),
             ],
             ensure_ascii=False,
         )

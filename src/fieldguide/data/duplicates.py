@@ -10,7 +10,7 @@ from fieldguide.data.rows import Row, printable
 from fieldguide.records import Problem
 
 # Of copies that the source puts into different splits, the one for testing stays, so that none leaks.
-_RANK = {"test": 0, "val": 1, "train": 2, "": 3}
+SPLIT_RANK = {"test": 0, "val": 1, "train": 2, "": 3}
 
 
 def settle_duplicates(
@@ -37,7 +37,7 @@ def settle_duplicates(
         if len(labels) > 1:
             problems += _conflict(found, labels)
             continue
-        first = min(judges, key=lambda row: _RANK[row.split])  # the first in order among equals
+        first = min(judges, key=lambda row: SPLIT_RANK[row.split])  # the first in order among equals
         agreeing = [row for row in found if row.label in ("", *labels)]
         kept.append(_merged(first, agreeing, labels[0] if labels else ""))
         for row in {row.image: row for row in found if row.image != first.image}.values():

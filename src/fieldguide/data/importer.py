@@ -1,4 +1,4 @@
-"""The import stage: a source of pictures becomes a data set folder.
+"""The import stage: a source of pictures or conversations becomes a data set folder.
 
     import_pictures(Path("photos"), Path("fish.dataset"), notes=Path("notes.csv"))
 
@@ -11,20 +11,28 @@ import dataclasses
 import os
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 from rich.cells import cell_len
 
 from fieldguide.data.arrange import Arrangement, arrange
 from fieldguide.data.clean import Examined, examine_pictures, label_problems
+from fieldguide.data.conversations import (
+    Conversation,
+    Conversations,
+    holds_conversations,
+    read_conversations,
+)
 from fieldguide.data.dataset import Dataset, check_free, load_dataset, write_dataset
 from fieldguide.data.duplicates import settle_duplicates
-from fieldguide.data.examples import read_examples
-from fieldguide.data.fixes import apply_fixes, read_fixes
+from fieldguide.data.examples import read_examples, sha256s_of
+from fieldguide.data.fixes import Fix, apply_fixes, read_fixes
 from fieldguide.data.folders import listing
 from fieldguide.data.notes import join_notes, read_notes_table
+from fieldguide.data.placed import example_rows
 from fieldguide.data.read import read_source
-from fieldguide.data.rows import Row, printable
+from fieldguide.data.rows import Row, Source, printable
+from fieldguide.data.settle import Settled, content_keys, settle_conversations
 from fieldguide.errors import DataError, FieldguideError, SettingsError
 from fieldguide.files import natural_key, read_json
 from fieldguide.records import SPLITS, Example, Note, Problem
@@ -42,16 +50,18 @@ def import_pictures(
     notes: Path | str | None = None,
     fixes: Path | str | None = None,
     splits_from: Path | str | None = None,
+    images: Path | str | None = None,
     announce: Callable[[str], None] = print,
 ) -> Dataset:
-    """Import labelled pictures into a data set folder.
+    """Import labelled pictures, or conversations about pictures, into a data set folder.
 
     Args:
-        source: a folder of pictures, or a table that names them.
+        source: a folder of pictures, a table that names them, or a file of conversations.
         out: the data set folder to write. A data set already there is replaced, but its splits are kept.
         notes: a table of notes about the labels.
         fixes: a table of decisions about single pictures (file, action, label).
         splits_from: a data set whose pictures keep their split here.
+        images: the folder of the pictures that a table or file names, if they do not lie beside it.
         announce: called with each line meant for the user: what was inferred, then what was done.
 
     Returns:
@@ -66,7 +76,10 @@ def import_pictures(
         raise SettingsError("; ".join(faults))
     source, out = Path(os.path.abspath(source)), Path(os.path.abspath(out))
     check_free(out)
-    found = read_source(source, settings)
+    folder = Path(os.path.abspath(images)) if images is not None else None
+    if folder and not folder.is_dir():
+        raise DataError(f"{folder}: no such folder of pictures", "check the spelling of --images")
+    found = _read(source, settings, folder)
     decisions = read_fixes(fixes) if fixes else ()
     all_notes, note_problems = read_notes_table(notes) if notes else ((), ())
     previous = _previous_splits(out, splits_from, settings, announce)
@@ -75,31 +88,27 @@ def import_pictures(
     for what, sentence in inferred.items():
         announce(f"  {what}: {sentence}")
 
-    paths = list(dict.fromkeys(row.image for row in found.rows))
+    paths = list(dict.fromkeys(path for row in found.rows for path in row.pictures))
     examined = dict(zip(paths, examine_pictures(paths, settings), strict=True))
-    sha256s = {path: result.sha256 for path, result in examined.items() if not result.error}
-    if not sha256s:
+    if paths and all(result.error for result in examined.values()):
         first = next(iter(examined.values()))
         raise DataError(
             f"{source}: none of {len(paths)} pictures can be read", f"{first.path.name}: {first.error}"
         )
-    rows, certain, more = apply_fixes(found.rows, decisions, found.root, sha256s)
-    problems = [*found.problems, *note_problems, *more]
-    rows, more = _leave_out_bad_pictures(rows, examined, certain)
-    problems += more
-    rows, more = settle_duplicates(rows, sha256s, certain)
-    problems += more
-    if not rows:
-        raise DataError(f"{source}: no picture is left to import", "; ".join(p.reason for p in problems[-3:]))
-    arranged = arrange(rows, examined, settings, previous)
-    problems += arranged.problems
+    arranged: Arrangement | Settled
+    if isinstance(found, Conversations):
+        arranged, more = settle_conversations(found, decisions, examined, settings, previous)
+        total = f"{found.total} conversations"
+    else:
+        arranged, more = _settle_pictures(found, decisions, examined, settings, previous)
+        total = f"{len(paths)} pictures"
+    problems = [*found.problems, *note_problems, *more, *arranged.problems]
     problems += label_problems([row.label for row in arranged.rows])
     problems += _missing_splits(arranged, settings)
     joined, more = _join(arranged.rows, all_notes)
     problems += more
 
-    examples = _examples(arranged, examined, out, settings.copy)
-    copies = {example.image: row.image for example, row in zip(examples, arranged.rows, strict=True)}
+    examples, copies = example_rows(arranged, examined, found.root, out, settings.copy)
     dataset = write_dataset(
         out,
         examples,
@@ -110,12 +119,39 @@ def import_pictures(
         source=str(source),
         pictures=copies if settings.copy else None,
     )
-    for line in summary(dataset, len(paths), problems, without_notes=bool(all_notes)):
+    for line in summary(dataset, total, problems, without_notes=bool(all_notes)):
         announce(line)
     return dataset
 
 
-def _taken_from_training(rows: Sequence[Row], settings: ImportSettings) -> dict[str, str]:
+def _read(source: Path, settings: ImportSettings, images: Path | None) -> Source | Conversations:
+    if holds_conversations(source):
+        return read_conversations(source, settings, images)
+    return read_source(source, settings, images)
+
+
+def _settle_pictures(
+    found: Source,
+    decisions: Sequence[Fix],
+    examined: Mapping[Path, Examined],
+    settings: ImportSettings,
+    previous: Mapping[str, str],
+) -> tuple[Arrangement, list[Problem]]:
+    """One row for each picture content, grouped and split; and what was done to the others."""
+    sha256s = {path: result.sha256 for path, result in examined.items() if not result.error}
+    rows, certain, problems = apply_fixes(found.rows, decisions, found.root, sha256s)
+    rows, more = _leave_out_bad_pictures(rows, examined, certain)
+    problems += more
+    rows, more = settle_duplicates(rows, sha256s, certain)
+    problems += more
+    if not rows:
+        raise DataError(
+            f"{found.root}: no picture is left to import", "; ".join(p.reason for p in problems[-3:])
+        )
+    return arrange(rows, examined, settings, previous), problems
+
+
+def _taken_from_training(rows: Sequence[Row | Conversation], settings: ImportSettings) -> dict[str, str]:
     """What to say when the source gives training pictures but not all other splits."""
     given = {row.split for row in rows} - {""}
     shares = {"val": settings.val, "test": settings.test}
@@ -144,13 +180,23 @@ def _previous_splits(
         if changed:
             announce(f"{', '.join(changed)} changed since the last import: pictures are split anew")
         elif examples:
-            earlier = {example.sha256: example.split for example in examples}
-            announce(f"keeping the splits of {len(examples)} pictures of the data set at {printable(out)}")
+            earlier = _splits_by_content(examples)
+            announce(f"keeping the splits of {_counted(examples)} of the data set at {printable(out)}")
     if splits_from is not None:
         examples = load_dataset(splits_from).examples
-        announce(f"keeping the splits of {len(examples)} pictures of {splits_from}")
-        earlier |= {example.sha256: example.split for example in examples}
+        announce(f"keeping the splits of {_counted(examples)} of {splits_from}")
+        earlier |= _splits_by_content(examples)
     return earlier
+
+
+def _splits_by_content(examples: Sequence[Example]) -> dict[str, str]:
+    """{sha256 of a picture, or of what is asked where there is none: split}."""
+    return {key: e.split for e in examples for key in content_keys(e.messages, sha256s_of(e))}
+
+
+def _counted(examples: Sequence[Example]) -> str:
+    pictures = all(example.image and not example.messages for example in examples)
+    return f"{len(examples)} {'pictures' if pictures else 'examples'}"
 
 
 def _leave_out_bad_pictures(
@@ -170,10 +216,11 @@ def _leave_out_bad_pictures(
     return kept, list(problems.values())
 
 
-def _missing_splits(arranged: Arrangement, settings: ImportSettings) -> list[Problem]:
+def _missing_splits(arranged: Arrangement | Settled, settings: ImportSettings) -> list[Problem]:
     """Labels without training or test pictures: nothing can be learnt, or nothing measured."""
     have: dict[str, set[str]] = {}
-    for row, split in zip(arranged.rows, arranged.splits, strict=True):
+    rows: Sequence[Row | Conversation] = arranged.rows
+    for row, split in zip(rows, arranged.splits, strict=True):
         have.setdefault(row.label, set()).add(split)
     wanted = {
         "train": "training",
@@ -187,7 +234,7 @@ def _missing_splits(arranged: Arrangement, settings: ImportSettings) -> list[Pro
     ]
 
 
-def _join(rows: Sequence[Row], notes: Sequence[Note]) -> tuple[list[Note], list[Problem]]:
+def _join(rows: Sequence[Row | Conversation], notes: Sequence[Note]) -> tuple[list[Note], list[Problem]]:
     if not notes:
         return [], []
     joined, missing, left = join_notes({row.label for row in rows if row.label}, notes)
@@ -196,59 +243,17 @@ def _join(rows: Sequence[Row], notes: Sequence[Note]) -> tuple[list[Note], list[
     return list(joined.values()), problems
 
 
-def _examples(
-    arranged: Arrangement, examined: Mapping[Path, Examined], out: Path, copy: bool
-) -> list[Example]:
-    examples = []
-    for number, row in enumerate(arranged.rows):
-        found = examined[row.image]
-        examples.append(
-            Example(
-                id=row.name,
-                image=_copied_path(row, found.sha256) if copy else _relative_path(row.image, out),
-                sha256=found.sha256,
-                width=found.width,
-                height=found.height,
-                phash=found.phash,
-                label=row.label,
-                labels=row.labels,
-                text=row.text,
-                captions=row.captions,
-                messages=row.messages,
-                group=arranged.groups[number],
-                split=arranged.splits[number],
-                fold=arranged.folds[number],
-                source=row.source,
-                licence=row.licence,
-                meta=row.meta,
-            )
-        )
-    return examples
-
-
-def _relative_path(image: Path, out: Path) -> str:
-    """Path from the data set folder, true on disk: ".." after a link would lead elsewhere."""
-    real = Path(os.path.realpath(image.parent)) / image.name
-    try:
-        return Path(os.path.relpath(real, os.path.realpath(out))).as_posix()
-    except ValueError:  # another drive
-        return real.as_posix()
-
-
-def _copied_path(row: Row, sha256: str) -> str:
-    inside = PurePosixPath(row.name)
-    if inside.is_absolute() or ".." in inside.parts:
-        inside = PurePosixPath(sha256[:16] + row.image.suffix.lower())
-    return f"images/{inside}"
-
-
 def summary(
-    dataset: Dataset, pictures: int, problems: Sequence[Problem], without_notes: bool = False
+    dataset: Dataset, total: str, problems: Sequence[Problem], without_notes: bool = False
 ) -> list[str]:
-    """What was imported, in a few lines: counts by split and label, problems by kind, where to read more."""
+    """What was imported, in a few lines: counts by split and label, problems by kind, where to read more.
+
+    Args:
+        total: what the source held: "150 pictures".
+    """
     counts = dataset.info["counts"]
     by_split = ", ".join(f"{counts['splits'][split]} {split}" for split in SPLITS)
-    lines = [f"imported {counts['examples']} of {pictures} pictures in {counts['groups']} groups: {by_split}"]
+    lines = [f"imported {counts['examples']} of {total} in {counts['groups']} groups: {by_split}"]
     labels = {label: row for label, row in counts["labels"].items() if label}
     width = min(max((cell_len(label) for label in labels), default=0), _WIDEST_LABEL)
     for label in list(labels)[:_SHOWN_LABELS]:

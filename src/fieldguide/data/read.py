@@ -34,8 +34,13 @@ from fieldguide.settings import ImportSettings
 _METADATA_NAMES = ("metadata.csv", "metadata.jsonl", "metadata.parquet", "metadata.tsv")
 
 
-def read_source(source: Path | str, settings: ImportSettings | None = None) -> Source:
+def read_source(
+    source: Path | str, settings: ImportSettings | None = None, images: Path | None = None
+) -> Source:
     """Read a folder or table of pictures.
+
+    Args:
+        images: where a table's pictures lie, if not beside it.
 
     Raises:
         DataError: when there is no picture, no way to tell the labels, or a table cannot be read.
@@ -45,10 +50,12 @@ def read_source(source: Path | str, settings: ImportSettings | None = None) -> S
     source = Path(source).absolute()
     if (source / "dataset.json").is_file():
         raise DataError(f"{source}: is a data set already", f"fieldguide train {source} --out X.guide")
+    if source.is_dir() and images is not None:
+        raise DataError(f"{source}: is a folder of pictures itself", "--images goes with a table of them")
     if source.is_dir():
         result = _read_folder(source, settings)
     elif source.suffix.lower() in TABLE_SUFFIXES:
-        result = _read_table_source(source, settings)
+        result = _read_table_source(source, settings, images)
     elif source.exists():
         raise DataError(
             f"{source}: neither a folder nor a table", "give a folder, or a CSV, JSON or Parquet file"
@@ -175,9 +182,9 @@ def _join_metadata(
 # ---- tables
 
 
-def _read_table_source(path: Path, settings: ImportSettings) -> Source:
+def _read_table_source(path: Path, settings: ImportSettings, images: Path | None) -> Source:
     table = _load_table(path)
-    root = path.parent
+    root = images or path.parent
     finder = PictureFinder(root)
     columns = find_columns(table, finder, settings)
     rows: list[Row] = []

@@ -52,6 +52,11 @@ class Row:
     source: str = ""
     licence: str = ""
     meta: Mapping[str, Any] = field(default_factory=dict)
+    ties: tuple[str, ...] = ()  # rows that share one of these belong on one side
+
+    @property
+    def pictures(self) -> tuple[Path, ...]:
+        return (self.image,)
 
 
 @dataclass(frozen=True)
@@ -72,6 +77,8 @@ def split_of(name: str) -> str:
 
 def clean_label(text: str) -> str:
     """A label as it is stored: NFC, no control characters, single blanks, none at the ends."""
+    if not text:
+        return ""
     text = unicodedata.normalize("NFC", text)
     return " ".join("".join(s for s in text if s.isspace() or unicodedata.category(s) != "Cc").split())
 

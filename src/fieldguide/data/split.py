@@ -8,6 +8,7 @@ picture its group and split, or says why it was left out.
 from __future__ import annotations
 
 import hashlib
+import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -202,8 +203,15 @@ def _key(members: Sequence[int], sha256s: Sequence[str], user_groups: Sequence[s
     """A name for the group that depends on its content alone."""
     named = [user_groups[index] for index in members if user_groups and user_groups[index]]
     if named:  # the user's value does not change when a picture joins the group
-        return min(hashlib.sha256(f"group:{name}".encode()).hexdigest()[:16] for name in set(named))
+        return min(_group_key(name) for name in set(named))
     return min(sha256s[index] for index in members)[:16]
+
+
+def _group_key(name: str) -> str:
+    """Of the user's value; one that is such a key, of a data set that was exported, stays what it is."""
+    if re.fullmatch("[0-9a-f]{16}", name):
+        return name
+    return hashlib.sha256(f"group:{name}".encode()).hexdigest()[:16]
 
 
 def stable_share(seed: int, key: str, purpose: str = "split") -> float:

@@ -76,7 +76,7 @@ def _parse_json(text: str) -> Any:
         ValueError, RecursionError: when it is no JSON, holds endless numbers, or is nested without end.
     """
     value = json.loads(text)
-    if "\\ud" in text.lower():
+    if "\\ud" in text or "\\uD" in text:
         value = json.loads(json.dumps(value, ensure_ascii=False).encode("utf-8", "replace"))
     return value
 

@@ -25,6 +25,15 @@ def group_ties(groups: Sequence[str]) -> list[Tie]:
     return [Tie(tuple(found), "same group") for found in members.values() if len(found) > 1]
 
 
+def shared_ties(names: Sequence[tuple[str, ...]], reason: str) -> list[Tie]:
+    """Ties of those that share a name; each may have several, or none."""
+    members: dict[str, list[int]] = defaultdict(list)
+    for index, found in enumerate(names):
+        for name in found:
+            members[name].append(index)
+    return [Tie(tuple(found), reason) for found in members.values() if len(found) > 1]
+
+
 def burst_ties(taken: Sequence[str], cameras: Sequence[str], seconds: float) -> list[Tie]:
     """Ties of pictures by one camera, each taken at most `seconds` after the one before.
 
