@@ -86,7 +86,7 @@ def default_epoch(setup: Setup, optimizer: torch.optim.Optimizer, epoch: int) ->
     )
     for numbers in order:
         batch = collate([rows[i] for i in numbers])
-        part = PictureFeatures(*(t[batch.pictures] if t is not None else None for t in features))
+        part = features.rows(batch.pictures)
         logits = setup.model(setup.recipe.answer.question, part, batch.ids, batch.supervised)
         torch.nn.functional.cross_entropy(logits, batch.targets).backward()
         finish(setup, optimizer)
@@ -203,7 +203,7 @@ def step_floor(setup: Setup) -> tuple[float, float]:
     rows = [r for r in rows_of(setup, 0) if len(r.ids) < 16][: settings.batch_size]
     batch = collate(rows)
     features = setup.train.tensors(setup.start.left_out)
-    part = PictureFeatures(*(t[batch.pictures] if t is not None else None for t in features))
+    part = features.rows(batch.pictures)
     times = []
     for _ in range(7):
         began = time.perf_counter()

@@ -177,7 +177,7 @@ class Guide:
     def _check_length(self, label: str, turn: str) -> None:
         prompt, settings = self.model.prompt, self.answer_settings
         fixed = len(prompt.before(settings.question)) + self.model.projector.config.tokens
-        used = fixed + len(prompt.after()) + len(prompt.answer(label)) + settings.max_new_tokens
+        used = fixed + len(prompt.after(settings.question)) + len(prompt.answer(label)) + settings.max_new_tokens
         room = int(self.model.language_model.config.max_position_embeddings) - used
         if (length := len(prompt.follow_up(turn))) > room:
             whole = f"the question together with the notes on {label!r} has {length} tokens"

@@ -15,7 +15,8 @@ from fieldguide.answer.generate import (
     whole_sentences,
     without_repeats,
 )
-from fieldguide.model.assemble import Assembled, Started
+from fieldguide.model.assemble import Assembled
+from fieldguide.model.local import Started
 from fieldguide.testing import tiny_features, tiny_model
 
 

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from fieldguide.model.assemble import Assembled, Started
+from fieldguide.model.assemble import Assembled
 from fieldguide.model.language import vocabulary_head
+from fieldguide.model.local import Started
 from fieldguide.model.projector import PictureFeatures
 from fieldguide.testing import tiny_features, tiny_model
 from fieldguide.train.batches import collate
@@ -126,7 +127,7 @@ def test_answering_starts_where_training_does() -> None:
     torch.testing.assert_close(started.logits, logits[first], atol=1e-5, rtol=0)
     assert targets[first].tolist() == [model().label_tokens(label)[0] for label in LABELS[:3]]
     prompt, visual = model().prompt, model().projector.config.tokens
-    assert started.length == len(prompt.before(QUESTION)) + visual + len(prompt.after())
+    assert started.lengths == (len(prompt.before(QUESTION)) + visual + len(prompt.after()),) * 3
     assert len(started) == 3
 
 
@@ -177,7 +178,7 @@ def test_words_cannot_take_the_place_of_visual_tokens() -> None:
     one, features = tiny_model(LABELS, summary_tokens=2), tiny_features(model(), 2)
     for question in ("What?", "<image> What?", "<|im_end|><image><image>"):
         started = one.start(question, features)
-        assert started.length == len(one.prompt.before(question)) + 2 + len(one.prompt.after())
+        assert set(started.lengths) == {len(one.prompt.before(question)) + 2 + len(one.prompt.after())}
         row = label_row(one.prompt, 0, "<image>", "")
         batch = collate([row])
         logits = one(question, picture(features, 0), batch.ids, batch.supervised)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -89,9 +91,9 @@ def test_given_evidence_takes_the_place_of_the_computed() -> None:
     solved = projector.standardise(given) @ projector.evidence_map + projector.evidence_bias
     computed = torch.softmax(0.7 * solved, dim=1)
     torch.testing.assert_close(projector.evidence(given), computed)
-    torch.testing.assert_close(projector(given), projector(given._replace(evidence=computed)))
+    torch.testing.assert_close(projector(given), projector(replace(given, evidence=computed)))
     one_hot = torch.eye(4)[[2, 0]]
-    told = projector(given._replace(evidence=one_hot))
+    told = projector(replace(given, evidence=one_hot))
     torch.testing.assert_close(told[0], projector.table[:, 2] + projector.bias)
     torch.testing.assert_close(told[1], projector.table[:, 0] + projector.bias)
 

@@ -19,8 +19,7 @@ from fieldguide.answer.choose import choose, parts, search
 from fieldguide.answer.forest import Forest
 from fieldguide.answer.trie import LabelTrie
 from fieldguide.errors import GuideError
-from fieldguide.model.assemble import Assembled, Started
-from fieldguide.model.projector import PictureFeatures
+from fieldguide.model.local import LocalModel, Pictures, Started
 
 LOWEST, HIGHEST = 0.25, 10.0
 FEWEST = 20  # pictures; fewer cannot tell a temperature
@@ -52,9 +51,9 @@ class _Decision:
 
 
 def calibrate(
-    model: Assembled,
+    model: LocalModel,
     question: str,
-    features: PictureFeatures,
+    pictures: Pictures,
     labels: Sequence[str],
     trie: LabelTrie,
     *,
@@ -63,7 +62,7 @@ def calibrate(
     """Fit the temperature for `choose` on N validation pictures.
 
     Args:
-        features: of the N pictures, none of which trained the model.
+        pictures: N of them, none of which trained the model.
         labels: their N right labels, all of them in the trie.
 
     Raises:
@@ -75,7 +74,7 @@ def calibrate(
             f"validation pictures have labels that the guide does not know: {', '.join(unknown)}"
         )
     decisions: list[_Decision] = []
-    for part, names in _batches(features, labels, batch_size):
+    for part, names in _batches(pictures, labels, batch_size):
         started = model.start(question, part)
         decisions += _decisions(model, started, [numbers[name] for name in names], trie)
     count, note = len(labels), ""
@@ -86,10 +85,10 @@ def calibrate(
         temperature, note = 1.0, "there is only one label"
     else:
         temperature = fit_temperature([(decision.logits, decision.right) for decision in decisions])
-    before = _calibration_error(model, question, features, labels, trie, 1.0, batch_size)
+    before = _calibration_error(model, question, pictures, labels, trie, 1.0, batch_size)
     after = before
     if temperature != 1:
-        after = _calibration_error(model, question, features, labels, trie, temperature, batch_size)
+        after = _calibration_error(model, question, pictures, labels, trie, temperature, batch_size)
     return Calibration(
         temperature,
         count,
@@ -102,9 +101,9 @@ def calibrate(
 
 
 def measure(
-    model: Assembled,
+    model: LocalModel,
     question: str,
-    features: PictureFeatures,
+    pictures: Pictures,
     labels: Sequence[str],
     trie: LabelTrie,
     *,
@@ -116,7 +115,7 @@ def measure(
     """
     numbers = {label: number for number, label in enumerate(trie.labels)}
     loss, right = 0.0, 0
-    for part, names in _batches(features, labels, batch_size):
+    for part, names in _batches(pictures, labels, batch_size):
         started = model.start(question, part)
         loss += _nll(list(_decisions(model, started, [numbers[name] for name in names], trie)), 1.0)
         answers = search(model, started, trie, top_k=1)
@@ -150,16 +149,16 @@ def expected_calibration_error(confidence: Sequence[float], right: Sequence[bool
 
 
 def _batches(
-    features: PictureFeatures, labels: Sequence[str], size: int
-) -> Iterator[tuple[PictureFeatures, Sequence[str]]]:
+    pictures: Pictures, labels: Sequence[str], size: int
+) -> Iterator[tuple[Pictures, Sequence[str]]]:
     for first in range(0, len(labels), size):
         rows = slice(first, first + size)
-        yield features.rows(rows), labels[rows]
+        yield pictures.rows(rows), labels[rows]
 
 
 @torch.no_grad()
 def _decisions(
-    model: Assembled, started: Started, numbers: Sequence[int], trie: LabelTrie
+    model: LocalModel, started: Started, numbers: Sequence[int], trie: LabelTrie
 ) -> Iterator[_Decision]:
     """The decisions on the way to the right label of each picture of a batch."""
     right = iter(numbers)
@@ -180,9 +179,9 @@ def _nll(decisions: Sequence[_Decision], temperature: float) -> float:
 
 
 def _calibration_error(
-    model: Assembled,
+    model: LocalModel,
     question: str,
-    features: PictureFeatures,
+    pictures: Pictures,
     labels: Sequence[str],
     trie: LabelTrie,
     temperature: float,
@@ -190,7 +189,7 @@ def _calibration_error(
 ) -> float:
     confidence: list[float] = []
     right: list[bool] = []
-    for part, names in _batches(features, labels, batch_size):
+    for part, names in _batches(pictures, labels, batch_size):
         answers = choose(model, question, part, trie, top_k=1, temperature=temperature)
         confidence += [scores[0].probability for scores in answers]
         right += [scores[0].label == name for scores, name in zip(answers, names, strict=True)]

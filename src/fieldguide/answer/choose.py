@@ -19,8 +19,7 @@ from transformers import DynamicCache
 
 from fieldguide.answer.forest import Forest, Wanted
 from fieldguide.answer.trie import Branch, LabelTrie
-from fieldguide.model.assemble import Assembled, Started
-from fieldguide.model.projector import PictureFeatures
+from fieldguide.model.local import LocalModel, Pictures, Started
 from fieldguide.records import LabelScore
 
 BRANCHES_A_ROUND = 3  # of one picture: more means fewer but larger rounds, some of whose work was not needed
@@ -30,9 +29,9 @@ SLACK = 1e-6  # what rounding may take from a log-probability: branches so near 
 
 
 def choose(
-    model: Assembled,
+    model: LocalModel,
     question: str,
-    features: PictureFeatures,
+    pictures: Pictures,
     trie: LabelTrie,
     *,
     top_k: int = 5,
@@ -44,17 +43,17 @@ def choose(
     Args:
         model: read without gradients, in its present mode (call `eval()` first).
         question: the words before the picture.
-        features: of B pictures.
+        pictures: B of them, in the model's form.
         trie: all labels.
         top_k: labels wanted for each picture; fewer come when there are fewer labels.
         temperature: from calibration. `LabelScore.log_score` is always that of temperature 1.
         prefix: what `model.read_prefix(question)` gave, to read the shared part once for many batches.
     """
-    return search(model, model.start(question, features, prefix), trie, top_k=top_k, temperature=temperature)
+    return search(model, model.start(question, pictures, prefix), trie, top_k=top_k, temperature=temperature)
 
 
 def search(
-    model: Assembled, started: Started, trie: LabelTrie, *, top_k: int = 5, temperature: float = 1.0
+    model: LocalModel, started: Started, trie: LabelTrie, *, top_k: int = 5, temperature: float = 1.0
 ) -> list[list[LabelScore]]:
     """As `choose`, for pictures whose prompt has been read.
 
@@ -80,7 +79,7 @@ def search(
 
 
 def score_all(
-    model: Assembled, started: Started, trie: LabelTrie, *, temperature: float = 1.0
+    model: LocalModel, started: Started, trie: LabelTrie, *, temperature: float = 1.0
 ) -> torch.Tensor:
     """Log-probabilities (B, R) of all labels, in the order of `trie.labels`, in float64 on the CPU.
 
@@ -111,19 +110,22 @@ def _score_part(forest: Forest, pictures: int, trie: LabelTrie, temperature: flo
 
 
 def choose_all(
-    model: Assembled, question: str, features: PictureFeatures, trie: LabelTrie, *, temperature: float = 1.0
+    model: LocalModel, question: str, pictures: Pictures, trie: LabelTrie, *, temperature: float = 1.0
 ) -> torch.Tensor:
-    """As `score_all`, from the features of B pictures."""
-    return score_all(model, model.start(question, features), trie, temperature=temperature)
+    """As `score_all`, for B pictures whose prompt has not been read."""
+    return score_all(model, model.start(question, pictures), trie, temperature=temperature)
 
 
 def parts(started: Started) -> Iterator[Started]:
-    """Groups of pictures that one forest holds."""
-    step = max(1, PROMPT_TOKENS // max(1, started.length))
-    for first in range(0, len(started), step):
-        rows = slice(first, first + step)
-        keys = tuple((key[rows], value[rows]) for key, value in started.keys)
-        yield Started(keys, started.length, started.logits[rows])
+    """Groups of pictures that one forest holds: neighbours whose prompts are together not too long."""
+    first = read = 0
+    for row, length in enumerate(started.lengths):
+        if row > first and read + length > PROMPT_TOKENS:
+            yield started.rows(slice(first, row))
+            first, read = row, 0
+        read += length
+    if first < len(started):
+        yield started.rows(slice(first, len(started)))
 
 
 class _Search:

@@ -10,14 +10,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import DynamicCache
 
-from fieldguide.model.assemble import Assembled, Started
-from fieldguide.model.language import decoder, vocabulary_head
+from fieldguide.model.local import LocalModel, Started
 
 Wanted = tuple[int, tuple[int, ...]]  # picture row, tokens after its prompt
 TOKENS_AT_ONCE = 512  # read in one forward pass
@@ -36,20 +34,25 @@ class _Grown:
 class Forest:
     """Token trees behind the prompts of `started`, read as they are asked for."""
 
-    def __init__(self, model: Assembled, started: Started) -> None:
+    def __init__(self, model: LocalModel, started: Started) -> None:
         self.model = model
         self.started = started
         self._grown = self._bare()
 
     def _bare(self) -> _Grown:
-        """A cache of one row that holds all prompts, picture after picture."""
+        """A cache of one row that holds all prompts, picture after picture, without their padding."""
         cache = DynamicCache()
         for layer, pair in enumerate(self.started.keys):
-            key, value = (
-                part.transpose(0, 1).flatten(1, 2)[None] for part in pair
-            )  # (1, heads, B·length, d)
+            key, value = (self._side_by_side(part) for part in pair)
             cache.update(key, value, layer)
         return _Grown(cache)
+
+    def _side_by_side(self, part: Tensor) -> Tensor:
+        """(B, heads, longest, d) → (1, heads, all positions read, d)"""
+        if not self.started.ragged:
+            return part.transpose(0, 1).flatten(1, 2)[None]
+        rows = zip(part, self.started.lengths, strict=True)
+        return torch.cat([row[:, :length] for row, length in rows], dim=1)[None]
 
     @torch.no_grad()
     def log_probs(
@@ -80,7 +83,7 @@ class Forest:
         if deep:
             hidden = self._read([wanted[index] for index in deep])
             tokens = sorted({token for index in deep for token in allowed[index]})
-            scores = _head_rows(vocabulary_head(self.model.language_model), tokens, hidden)  # (M, U)
+            scores = self.model.head(hidden, tokens)  # (M, U)
             column = {token: place for place, token in enumerate(tokens)}
             for place, index in enumerate(deep):
                 found[index] = scores[place, [column[token] for token in allowed[index]]]
@@ -111,30 +114,18 @@ class Forest:
 
     def _forward(self, new: Sequence[tuple[int, int, int]], before: int) -> Tensor:
         """Read new tokens behind the `before` that were read earlier; hidden states (M, H)."""
-        device, prompts = self.model.device, len(self.started) * self.started.length
+        device, lengths = self.model.device, torch.tensor(self.started.lengths, device=self.model.device)
         rows, tokens, depths = (torch.tensor(column, device=device) for column in zip(*new, strict=True))
         embeddings = self.model.embed(tokens[None])  # (1, M, H)
+        prompts = sum(self.started.lengths)
         sees = torch.zeros(len(new), prompts + before + len(new), dtype=torch.bool, device=device)
-        owner = torch.arange(len(self.started), device=device).repeat_interleave(self.started.length)
+        owner = torch.arange(len(self.started), device=device).repeat_interleave(lengths)
         sees[:, :prompts] = rows[:, None] == owner[None]
         pairs = [(i, prompts + seen) for i in range(len(new)) for seen in self._grown.ancestors[before + i]]
         at, seen = torch.tensor(pairs, device=device).T
         sees[at, seen] = True
         mask = torch.zeros(sees.shape, dtype=embeddings.dtype, device=device)
         mask = mask.masked_fill(~sees, torch.finfo(embeddings.dtype).min)[None, None]  # (1, 1, M, seen)
-        output: Any = decoder(self.model.language_model)(
-            inputs_embeds=embeddings,
-            attention_mask=mask,
-            position_ids=(self.started.length + depths)[None],
-            cache=self._grown.cache,
-            use_cache=True,
-        )
-        return output.last_hidden_state[0]
-
-
-def _head_rows(head: nn.Module, tokens: list[int], hidden: Tensor) -> Tensor:
-    """Logits (M, U) of a few tokens: the rest of the vocabulary is not computed where the head is plain."""
-    if type(head) is not nn.Linear:
-        return head(hidden)[:, tokens]
-    bias = None if head.bias is None else head.bias[tokens]
-    return nn.functional.linear(hidden, head.weight[tokens], bias)
+        first = torch.tensor(self.started.next_positions, device=device)
+        positions = (first[rows] + depths)[None]
+        return self.model.read(self._grown.cache, embeddings, positions, mask)[0]

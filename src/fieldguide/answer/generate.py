@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
-from fieldguide.model.assemble import Assembled, Started
+from fieldguide.model.local import LocalModel, Started
 
 TIMES = 3  # words that come this often in a row are a loop …
 FEWEST = 9  # … if all of it has at least this many tokens: "ha ha ha" and "1000" are none
@@ -16,7 +16,7 @@ _SENTENCE_END = re.compile(r"[.!?](?=\s|$)|[。！？]")
 
 
 def explain(
-    model: Assembled,
+    model: LocalModel,
     started: Started,
     row: int,
     label: str,

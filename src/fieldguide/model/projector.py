@@ -14,7 +14,7 @@ Shapes: B pictures, P patches of C channels, D pooled features, R evidence numbe
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -22,12 +22,16 @@ from torch import Tensor, nn
 from fieldguide.errors import GuideError
 
 
-class PictureFeatures(NamedTuple):
+@dataclass(frozen=True)
+class PictureFeatures:
     """Frozen-encoder features of a batch of pictures."""
 
     grid: Tensor  # (B, P, C)
     pooled: Tensor  # (B, D)
     evidence: Tensor | None = None  # (B, R) given instead of computed: left-one-out values in training
+
+    def __len__(self) -> int:
+        return len(self.grid)
 
     def to(self, device: torch.device) -> PictureFeatures:
         """The same on a device."""

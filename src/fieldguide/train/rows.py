@@ -16,7 +16,7 @@ import numpy as np
 from fieldguide.errors import DataError
 from fieldguide.model.followup import follow_up
 from fieldguide.model.prompt import Prompt
-from fieldguide.records import Example, Note
+from fieldguide.records import Example, Note, Turn
 from fieldguide.settings import AnswerSettings, TrainSettings
 
 
@@ -57,16 +57,37 @@ def replies(note: Note, settings: AnswerSettings) -> list[tuple[str, str]]:
     return [(follow_up(note, question, settings), reply) for question, reply in pairs]
 
 
-def label_row(prompt: Prompt, picture: int, label: str, name: str) -> Row:
-    """The row that teaches one picture's label."""
-    opened, answer = prompt.after(), prompt.answer(label)
+def label_row(prompt: Prompt, picture: int, label: str, name: str, asked: str = "") -> Row:
+    """The row that teaches one picture's label as the answer to the question `asked`."""
+    opened, answer = prompt.after(asked), prompt.answer(label)
     return _row(picture, name, [(opened, False), (answer, True)])
 
 
-def reason_row(prompt: Prompt, picture: int, label: str, name: str, question: str, reply: str) -> Row:
+def reason_row(
+    prompt: Prompt, picture: int, label: str, name: str, question: str, reply: str, asked: str = ""
+) -> Row:
     """The row that teaches one reply about a label, after the label itself."""
-    parts = [(prompt.after(), False), (prompt.answer(label), True)]
+    parts = [(prompt.after(asked), False), (prompt.answer(label), True)]
     return _row(picture, name, [*parts, (prompt.follow_up(question), False), (prompt.reply(reply), True)])
+
+
+def conversation_row(prompt: Prompt, picture: int, messages: Sequence[Turn], name: str, shown: bool) -> Row:
+    """The row that teaches every answer of a conversation.
+
+    Args:
+        messages: see `Prompt.turns`.
+        shown: whether the example has a picture.
+
+    Raises:
+        DataError: naming the row, when its turns are out of order or it has nothing to learn.
+    """
+    try:
+        parts = prompt.turns(messages, shown)
+    except DataError as error:
+        raise DataError(f"{name}: {error.message}", error.hint) from None
+    if not any(learnt for _, learnt in parts):
+        raise DataError(f"{name}: nothing to learn in this row (nobody answers)")
+    return _row(picture, name, parts)
 
 
 def _row(picture: int, name: str, parts: list[tuple[list[int], bool]]) -> Row:
@@ -94,7 +115,7 @@ def epoch_rows(
         examples: training pictures; `Row.picture` is the position in this list.
         notes: by label.
     """
-    rows = [label_row(prompt, i, e.label, e.image) for i, e in enumerate(examples)]
+    rows = [label_row(prompt, i, e.label, e.image, answer.question) for i, e in enumerate(examples)]
     generator = np.random.default_rng([train.seed, epoch, 1])
     by_label: dict[str, list[int]] = {}
     for i, e in enumerate(examples):
@@ -107,7 +128,7 @@ def epoch_rows(
         for k, picture in enumerate(chosen):
             question, reply = pairs[(epoch + k) % len(pairs)]
             name = examples[picture].image
-            rows.append(reason_row(prompt, int(picture), label, name, question, reply))
+            rows.append(reason_row(prompt, int(picture), label, name, question, reply, answer.question))
     return rows
 
 

@@ -1,0 +1,144 @@
+"""What differs between the model families of transformers: where their parts lie and what may be cached.
+
+A vision-language model has three parts: the vision tower, the projector behind it, and the language model.
+Everything else here speaks of these parts, and never of a model's own module names.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+
+from fieldguide.errors import GuideError
+
+PARTS = ("language", "vision", "projector")
+_WRAPPED = re.compile(r"(^|\.)(base_layer|lora_\w+\.\w+|lora_\w+)(?=\.|$)")  # what PEFT puts between names
+
+
+@dataclass(frozen=True)
+class Family:
+    """One family of models.
+
+    Attributes:
+        name: as messages say it.
+        model_types: `model_type` of the configurations that belong to it.
+        language, vision, projector: modules below the network, as dotted paths; empty where there is none.
+        linear: last names of the linear layers of the language part's blocks.
+        caches: whether stored outputs of a frozen vision tower can stand in for it.
+    """
+
+    name: str
+    model_types: tuple[str, ...]
+    language: str
+    vision: tuple[str, ...] = ()
+    projector: tuple[str, ...] = ()
+    caches: bool = False
+    chat_template: str = ""  # of models that come without one
+
+    def part_of(self, name: str) -> str:
+        """`language`, `vision` or `projector`: the part that a parameter belongs to, by its name."""
+        plain = plain_name(name)
+        for part, paths in (("projector", self.projector), ("vision", self.vision)):
+            if any(plain == path or plain.startswith(f"{path}.") for path in paths):
+                return part
+        return "language"
+
+
+_LLAVA_TEMPLATE = (
+    "{% for message in messages %}{% if message['role'] == 'user' %}USER: {% else %}ASSISTANT: {% endif %}"
+    "{% if message['content'] is string %}{{ message['content'] }}{% else %}"
+    "{% for part in message['content'] %}{% if part['type'] == 'image' %}<image>\n"
+    "{% else %}{{ part['text'] }}{% endif %}{% endfor %}{% endif %}"
+    "{% if message['role'] == 'user' %} {% else %}</s>{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}ASSISTANT: {% endif %}"
+)
+_LLAVA = ("model.multi_modal_projector", "model.image_newline")
+
+FAMILIES = (
+    Family(
+        "LLaVA", ("llava",), "model.language_model", ("model.vision_tower",), _LLAVA, True, _LLAVA_TEMPLATE
+    ),
+    Family(
+        "LLaVA-NeXT",
+        ("llava_next",),
+        "model.language_model",
+        ("model.vision_tower",),
+        _LLAVA,
+        True,
+        _LLAVA_TEMPLATE,
+    ),
+    Family(
+        "Idefics3",
+        ("idefics3", "smolvlm"),
+        "model.text_model",
+        ("model.vision_model",),
+        ("model.connector",),
+        True,
+    ),
+    Family(
+        "Qwen-VL",
+        ("qwen2_5_vl", "qwen3_vl"),
+        "model.language_model",
+        ("model.visual",),
+        ("model.visual.merger", "model.visual.deepstack_merger_list"),
+    ),
+)
+
+
+def family_of(config: Any) -> Family:
+    """The family of a model by its configuration.
+
+    Raises:
+        GuideError: when it reads pictures in a way that is not known here.
+    """
+    kind = str(config.model_type)
+    for family in FAMILIES:
+        if kind in family.model_types:
+            return family
+    if hasattr(config, "vision_config"):
+        known = ", ".join(kind for family in FAMILIES for kind in family.model_types)
+        raise GuideError(f"models of type {kind!r} are not known here", f"known: {known}, and text models")
+    return Family("text", (kind,), "model")
+
+
+def plain_name(name: str) -> str:
+    """A parameter's name in the bare network, whatever PEFT and `HubModel` put around it."""
+    name = name.removeprefix("network.").removeprefix("base_model.model.")
+    return _WRAPPED.sub("", name)
+
+
+def module_at(network: nn.Module, path: str) -> nn.Module | None:
+    """The module at a dotted path, or None."""
+    found: Any = network
+    for step in path.split("."):
+        found = getattr(found, step, None)
+        if found is None:
+            return None
+    return found if isinstance(found, nn.Module) else None
+
+
+def lora_targets(network: nn.Module, family: Family, parts: Sequence[str]) -> str:
+    """A regular expression over the names of all linear layers of some parts, for PEFT.
+
+    The vocabulary head and embeddings are left out: an adapter on them is large and hardly helps. The
+    expression lists only what the network has, so a part without linear layers is an error and not a no-op.
+
+    Raises:
+        GuideError: naming a part that has no linear layer.
+    """
+    patterns = []
+    for part in parts:
+        names = [
+            name
+            for name, module in network.named_modules()
+            if isinstance(module, nn.Linear) and family.part_of(name) == part and not name.endswith("lm_head")
+        ]
+        if not names:
+            raise GuideError(f"the {part} part of this model ({family.name}) has no linear layer to adapt")
+        generic = sorted({re.sub(r"\\\.\d+(?=\\\.|$)", r"\\.\\d+", re.escape(name)) for name in names})
+        patterns += generic
+    return "|".join(patterns)

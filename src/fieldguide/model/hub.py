@@ -1,0 +1,228 @@
+"""Any vision-language or text model of transformers behind the interface of `LocalModel`.
+
+Pictures and words are joined by the library's own code: the network's `get_image_features` makes the visual
+tokens, its `forward` puts them where the prompt has their places. What is done here is the order of work:
+each example's pictures are prepared apart from all others, so that no answer depends on its batch mates; the
+vocabulary head runs only where its result is used; rows are padded on the right, where no real token looks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor, nn
+from transformers import DynamicCache
+
+from fieldguide.errors import DataError
+from fieldguide.model.families import Family, family_of, module_at
+from fieldguide.model.local import LocalModel, Started, layers_of
+from fieldguide.model.prompt import Prompt
+from fieldguide.model.towers import standing_in
+
+NOT_FEATURES = ("input_ids", "attention_mask", "mm_token_type_ids", "token_type_ids")
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """The pictures of one example: none, one or several."""
+
+    tokens: tuple[int, ...] = ()  # their places in the prompt
+    inputs: dict[str, Tensor] = field(default_factory=dict)  # what the processor made of them
+    states: Tensor | None = None  # the frozen tower's output, where it is stored
+
+
+@dataclass(frozen=True)
+class HubPictures:
+    """A batch of prepared pictures, one entry a row."""
+
+    items: tuple[Prepared, ...]
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def rows(self, chosen: Tensor | slice) -> HubPictures:
+        """Some of the rows."""
+        if isinstance(chosen, slice):
+            return HubPictures(self.items[chosen])
+        return HubPictures(tuple(self.items[i] for i in chosen.tolist()))
+
+    def to(self, device: torch.device) -> HubPictures:
+        """The same: pictures go to the device when they are read, a batch at a time."""
+        return self
+
+
+class HubModel(LocalModel):
+    """A network of transformers, its tokenizer, and for pictures its processor.
+
+    Attributes:
+        network: the network, wrapped by PEFT or not.
+        family: where its parts lie.
+        processor: of pictures; None for a text model.
+    """
+
+    def __init__(
+        self,
+        network: Any,
+        tokenizer: Any,
+        prompt: Prompt,
+        processor: Any = None,
+        family: Family | None = None,
+    ) -> None:
+        super().__init__()
+        self.network: Any = network
+        self.tokenizer = tokenizer
+        self.prompt = prompt
+        self.processor = processor
+        self.family = family or family_of(self.bare.config)
+        self.image_token = int(getattr(self.bare.config, "image_token_id", None) or -1)
+
+    @property
+    def mark(self) -> str:
+        """What stands for a picture in a prompt's text."""
+        return str(self.tokenizer.decode([self.image_token]))
+
+    @property
+    def bare(self) -> Any:
+        """The network without PEFT's wrapper; adapters stay inside its layers."""
+        return self.network.get_base_model() if hasattr(self.network, "peft_config") else self.network
+
+    @property
+    def language_model(self) -> Any:  # type: ignore[override]
+        """The whole network: its embeddings, vocabulary head and text configuration."""
+        return self.bare
+
+    @property
+    def decoder(self) -> nn.Module:
+        found = module_at(self.bare, self.family.language)
+        assert found is not None, self.family
+        return found
+
+    def part_of(self, name: str) -> str:
+        """The part of the model that a parameter belongs to, in the words of the report."""
+        part = {"language": "language model", "vision": "vision tower"}.get(
+            self.family.part_of(name), "projector"
+        )
+        return f"{part}: LoRA adapter" if "lora_" in name else part
+
+    # ---- pictures
+
+    def prepare(self, images: Sequence[Image.Image]) -> Prepared:
+        """The pictures of one example, as the processor sees them without any other.
+
+        Raises:
+            DataError: when there are pictures and the model reads none.
+        """
+        if not images:
+            return Prepared()
+        if self.processor is None:
+            raise DataError(
+                "this model reads text only, and the example has a picture", "choose another model"
+            )
+        mark = self.prompt.template.picture_between.join([self.mark] * len(images))
+        made = self.processor(text=[mark], images=[list(images)], return_tensors="pt")
+        tokens = self._places(made["input_ids"][0].tolist())
+        inputs = {name: value for name, value in made.items() if name not in NOT_FEATURES}
+        return Prepared(tuple(tokens), inputs)
+
+    def _places(self, ids: list[int]) -> list[int]:
+        """The tokens of the pictures without the marks that the tokenizer puts around any text."""
+        plain = self.tokenizer("", add_special_tokens=True)["input_ids"]
+        start = 0
+        while start < len(plain) and ids[start] == plain[start] and ids[start] != self.image_token:
+            start += 1
+        return ids[start : len(ids) - (len(plain) - start)] if len(plain) > start else ids[start:]
+
+    def visual_tokens(self, pictures: HubPictures) -> tuple[int, ...]:
+        """Prompt positions that each row's pictures take."""
+        return tuple(len(item.tokens) for item in pictures.items)
+
+    def _image_outputs(self, pictures: HubPictures) -> Any:
+        """What `get_image_features` gives for all pictures of the batch; None when there is none."""
+        shown = [item for item in pictures.items if item.inputs]
+        if not shown:
+            return None
+        joined = {name: self._join([item.inputs[name] for item in shown]) for name in shown[0].inputs}
+        states = None
+        if all(item.states is not None for item in shown):
+            states = torch.cat([item.states for item in shown if item.states is not None], dim=1)
+            states = states.to(self.device)
+        with standing_in(self.bare, self.family, states):
+            return self.bare.model.get_image_features(**joined, return_dict=True)
+
+    def _join(self, values: list[Tensor]) -> Tensor:
+        """One example's array after the other; tiles of several pictures lie side by side."""
+        stacked = {"llava_next": 5, "idefics3": 5, "smolvlm": 5}.get(self.bare.config.model_type, 0)
+        kind = self.bare.config.model_type
+        if kind == "llava_next" and values[0].dim() == stacked:
+            values = [tile for value in values for tile in value]  # (tiles, C, H, W) each
+        whole = torch.cat(values, dim=1 if kind in ("idefics3", "smolvlm") else 0)
+        return whole.to(self.device)
+
+    # ---- reading
+
+    def read_prefix(self, question: str) -> DynamicCache | None:
+        """Nothing is shared: the picture comes first."""
+        return None
+
+    def _run(self, rows: Sequence[Sequence[int]], pictures: HubPictures, cache: DynamicCache | None) -> Any:
+        """Read whole rows; hidden states (B, longest, H), and the next position of each row."""
+        longest = max(len(row) for row in rows)
+        ids = torch.zeros(len(rows), longest, dtype=torch.long, device=self.device)
+        for i, row in enumerate(rows):
+            ids[i, : len(row)] = torch.tensor(list(row), dtype=torch.long)
+        more: dict[str, Any] = {"use_cache": cache is not None}
+        if cache is not None:
+            more["cache"] = cache
+        offsets = [0] * len(rows)
+        images = self._image_outputs(pictures)
+        if images is not None:
+            more["mm_encoder_outputs"] = {"image": images}
+        if hasattr(self.bare.model, "get_rope_index"):
+            positions, offsets = self._grid_positions(ids, [len(row) for row in rows], pictures)
+            more["position_ids"] = positions
+        hidden = self.bare.model(input_ids=ids, **more).last_hidden_state
+        return hidden, offsets
+
+    def _grid_positions(
+        self, ids: Tensor, lengths: list[int], pictures: HubPictures
+    ) -> tuple[Tensor, list[int]]:
+        """Qwen's position ids (3, B, S), and how far the next one lies from the row's length."""
+        grids = [item.inputs["image_grid_thw"] for item in pictures.items if item.inputs]
+        kinds = (ids == self.image_token).int()
+        if not grids:
+            plain = torch.arange(ids.shape[1], device=ids.device).expand(3, len(lengths), -1)
+            return plain, [0] * len(lengths)
+        positions, _ = self.bare.model.get_rope_index(
+            ids, kinds, image_grid_thw=torch.cat(grids).to(ids.device)
+        )
+        offsets = [int(positions[:, row, :length].max()) + 1 - length for row, length in enumerate(lengths)]
+        return positions, offsets
+
+    def forward(self, question: str, pictures: HubPictures, ids: Tensor, supervised: Tensor) -> Tensor:
+        """Logits at the supervised positions only; see `LocalModel.forward`."""
+        rows = [
+            [*self.prompt.before(question, bool(item.tokens)), *item.tokens, *row.tolist()]
+            for item, row in zip(pictures.items, ids, strict=True)
+        ]
+        hidden, _ = self._run(rows, pictures, None)
+        places = [len(row) - ids.shape[1] - 1 for row in rows]  # this position predicts the row's first token
+        row, column = supervised.nonzero(as_tuple=True)
+        return self.head(hidden[row, torch.tensor(places, device=row.device)[row] + column])
+
+    @torch.no_grad()
+    def start(self, question: str, pictures: HubPictures, prefix: DynamicCache | None = None) -> Started:
+        """Read the prompt of B rows once; see `LocalModel.start`."""
+        rows = []
+        for item in pictures.items:
+            shown = bool(item.tokens)
+            before, after = self.prompt.before(question, shown), self.prompt.after(question, shown)
+            rows.append([*before, *item.tokens, *after])
+        cache = DynamicCache()
+        hidden, offsets = self._run(rows, pictures, cache)
+        lengths = torch.tensor([len(row) for row in rows], device=hidden.device)
+        last = hidden[torch.arange(len(rows), device=hidden.device), lengths - 1]
+        return Started(layers_of(cache), tuple(lengths.tolist()), tuple(offsets), self.head(last))
