@@ -1,5 +1,6 @@
 import base64
 import io
+import re
 from pathlib import Path
 
 import pytest
@@ -52,7 +53,10 @@ def test_labels_are_escaped_everywhere():
 def test_charts_escape_names_and_place_bars():
     chart = comparison_chart([Bar(EVIL, 0.5, Interval(0.4, 0.6), ours=True)])
     assert "<script" not in chart
-    assert 'width="177.0"' in chart, "half of the 354 units between the margins"
+    left, right = (
+        float(x) for x in re.search(r'<line class="grid" x1="([\d.]+)".*x1="([\d.]+)"', chart).groups()
+    )
+    assert f'width="{(right - left) / 2:.1f}"' in chart, "half of what lies between 0% and 100%"
     assert "<script" not in line_chart({EVIL: [(1, 2.0), (2, 1.0)]}, EVIL, EVIL)
     assert line_chart({}, "epoch", "loss") == ""
     metrics = compute_metrics(["a", "b"], ["a", "a"], confidence=[0.95, 1.0])

@@ -9,6 +9,8 @@ from markupsafe import Markup, escape
 
 from fieldguide.report.metrics import Calibration, Interval
 
+LETTER = 7.2  # pixels: a wide mean of the page's font at the charts' size
+
 
 @dataclass(frozen=True)
 class Bar:
@@ -22,7 +24,8 @@ class Bar:
 
 def comparison_chart(bars: Sequence[Bar], width: int = 520) -> Markup:
     """Accuracies from 0 to 100% as bars, each with its 95% interval as a whisker."""
-    left, right, row, top = 108, 58, 34, 6
+    left = 20 + round(LETTER * max(len(bar.name) for bar in bars))
+    right, row, top = 58, 34, 6
     span, height = width - left - right, top + row * len(bars) + 26
     parts = [_open(width, height, "Accuracy of the guide and of the baselines")]
     for tick in (0, 25, 50, 75, 100):
