@@ -324,7 +324,7 @@ def _cached_features(dataset: Any, settings: Any) -> tuple[Any, str]:
     except ModelMissing as error:
         return None, f"doubtful labels are left out: {error.message}\n→ {error.hint}"
     store = Store(feature_folder(encoder), encoder)
-    wanted = list(dict.fromkeys(example.sha256 for example in dataset.examples))
+    wanted = list(dict.fromkeys(example.sha256 for example in dataset.examples if example.sha256))
     keys = tuple(key for key in wanted if key in store.places)
     command = f"fieldguide embed {dataset.folder}"
     if not keys:
@@ -342,6 +342,7 @@ def embed_command(
 ) -> None:
     """Compute the frozen encoder's features of all pictures, or what the cache still lacks of them."""
     from fieldguide.data.dataset import load_dataset
+    from fieldguide.data.examples import sha256s_of
     from fieldguide.model.vision import load_encoder
     from fieldguide.settings import load_recipe, parse_overrides
     from fieldguide.train.features import embed_pictures, feature_folder
@@ -349,7 +350,11 @@ def embed_command(
     wanted = load_recipe(recipe, parse_overrides(settings or [])).embed
     examples = load_dataset(dataset)
     encoder = load_encoder(wanted)
-    pictures = [(examples.path(example), example.sha256) for example in examples.examples]
+    pictures = [
+        pair
+        for example in examples.examples
+        for pair in zip(examples.paths(example), sha256s_of(example), strict=True)
+    ]
     table = embed_pictures(pictures, encoder, batch_size=wanted.batch_size, announce=typer.echo)
     for key, reason in table.failed.items():
         typer.echo(f"left out: {_named(key, pictures)}: {reason}", err=True)

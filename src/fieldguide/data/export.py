@@ -189,10 +189,10 @@ def _json_row(line: _Line, to: str, folder: Path) -> dict[str, Any]:
         row["image"] = names if len(names) > 1 else names[0]
     turns, marks = [], f"{PLACEHOLDER}\n" * len(names)
     for turn in line.messages:
-        if to == "llava" and turn.role == "system":
-            row["system"] = turn.text
-            continue
         text = escaped(turn.text)
+        if to == "llava" and turn.role == "system":
+            row["system"] = text
+            continue
         if turn.role == "user":
             text, marks = marks + text, ""
         turns.append({"from": _SPEAKERS[turn.role], "value": text})

@@ -16,6 +16,7 @@ STREAMED = frozenset((".json", ".jsonl", ".ndjson", ".parquet"))
 _CHUNK = 1 << 22  # characters read at once
 _BATCH = 512  # Parquet rows read at once
 _BLANK = " \t\r\n"
+_AFTER = tuple(" \t\r\n,]")  # what may follow a value
 _NEVER_ENDS = "Unterminated string"  # the JSON error that names where a text begins, not where it broke
 
 
@@ -113,7 +114,8 @@ class _Window:
             except (ValueError, RecursionError) as error:  # endless numbers, nested without end
                 raise self.broken(str(error), self.place) from error
             else:
-                if end < len(self.text) or self.ended:  # else a number may go on
+                cut = end > len(self.text) - 16 and self.text[end : end + 1] not in _AFTER
+                if self.ended or not cut:  # else a number may go on: "1" of "1.5e3"
                     raw, self.place = self.text[self.place : end], end
                     return _whole(value, raw)
             self.read()
