@@ -350,11 +350,12 @@ def embed_command(
     wanted = load_recipe(recipe, parse_overrides(settings or [])).embed
     examples = load_dataset(dataset)
     encoder = load_encoder(wanted)
-    pictures = [
-        pair
+    by_content = {  # many rows may be about one picture
+        sha256: path
         for example in examples.examples
-        for pair in zip(examples.paths(example), sha256s_of(example), strict=True)
-    ]
+        for path, sha256 in zip(examples.paths(example), sha256s_of(example), strict=True)
+    }
+    pictures = [(path, sha256) for sha256, path in by_content.items()]
     table = embed_pictures(pictures, encoder, batch_size=wanted.batch_size, announce=typer.echo)
     for key, reason in table.failed.items():
         typer.echo(f"left out: {_named(key, pictures)}: {reason}", err=True)
