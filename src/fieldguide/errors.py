@@ -55,3 +55,7 @@ class ResumeError(FieldguideError):
 
 class GuideError(FieldguideError):
     """A guide folder is missing, half written, or its parts do not belong together."""
+
+
+class MergeError(FieldguideError):
+    """What would be written is not what was trained; so nothing is written."""
