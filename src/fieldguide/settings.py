@@ -71,11 +71,43 @@ class EmbedSettings:
         return found
 
 
+_PART = ("frozen", "lora", "full")
+_CHOICES = {
+    "projector": ("mlp", "linear", "pooled", "shuffled"),
+    "language_part": _PART,
+    "vision_part": _PART,
+    "projector_part": _PART,
+    "quantise": ("", "nf4"),
+    "precision": ("auto", "fp32", "bf16", "fp16"),
+    "attention": ("auto", "sdpa", "flash", "eager"),
+    "optimizer": ("adamw", "adamw8bit"),
+    "learn": ("auto", "labels", "captions", "messages"),
+    "log_to": ("", "tensorboard", "trackio", "wandb"),
+}
+
+
 @dataclass(frozen=True)
 class TrainSettings:
     """How the projector and the LoRA adapter are trained."""
 
-    language_model: str = "starter"
+    model: str = "starter"  # or a model folder, or its name at the model hub
+    vision: str = ""  # a vision encoder's folder or name: `model` is then a language model to put behind it
+    projector: str = "mlp"  # between them: mlp, linear, pooled (one token) or shuffled (a token of four)
+    language_part: str = "lora"  # frozen, lora or full
+    vision_part: str = "frozen"
+    projector_part: str = "full"
+    quantise: str = ""  # nf4: the language part's frozen weights in 4 bits
+    double_quant: bool = True  # their scales too
+    precision: str = "auto"  # fp32, bf16, fp16; auto: what the device has, fp32 on a CPU
+    attention: str = "auto"  # sdpa, flash, eager
+    gradient_checkpointing: bool = False  # compute again instead of keeping: less memory, more time
+    optimizer: str = "adamw"  # or adamw8bit
+    memory_limit_gb: float = 0.0  # of a device; 0 for what it has
+    learn: str = "auto"  # labels, captions or messages; auto: the first of labels, messages, captions there is
+    pretrain_epochs: int = 0  # a first stage in which the projector alone learns from captions
+    pretrain_learning_rate: float = 1e-3
+    start_from: str = ""  # a guide whose adapter and projector training begins with
+    log_to: str = ""  # also log to tensorboard, trackio or wandb
     summary_tokens: int = 3  # visual tokens from the whole picture, solved by ridge regression; 0 = none
     patch_tokens: int = 0  # visual tokens from patches of the grid: 0 (none), 1, 4 or 16 for a 4 × 4 grid
     lora_rank: int = 16
@@ -88,7 +120,7 @@ class TrainSettings:
     learning_rate: float = 2e-4  # of the adapter
     projector_learning_rate: float = 1e-3
     weight_decay: float = 0.01
-    warmup: float = 0.1  # share of the steps
+    warmup: float = 0.1  # share of the steps; from 1 on, steps
     clip: float = 1.0  # largest gradient norm
     explain_per_label: int = 6  # pictures a label and epoch that also train the reasons; 0 = labels only
     patience: int = 2  # epochs without a better validation loss before stopping; 0 = never stop early
@@ -110,20 +142,33 @@ class TrainSettings:
         ):
             if getattr(self, name) < 1:
                 found.append(f"{name}={getattr(self, name)} must be at least 1")
-        for name in ("learning_rate", "projector_learning_rate", "clip"):
+        for name in ("learning_rate", "projector_learning_rate", "pretrain_learning_rate", "clip"):
             if not 0 < getattr(self, name) < math.inf:
                 found.append(f"{name}={getattr(self, name)} must be above 0")
-        for name in ("weight_decay", "explain_per_label", "patience", "seed"):
+        for name in (
+            "weight_decay",
+            "explain_per_label",
+            "patience",
+            "seed",
+            "pretrain_epochs",
+            "memory_limit_gb",
+        ):
             if not 0 <= getattr(self, name) < math.inf:
                 found.append(f"{name}={getattr(self, name)} must not be negative")
         if self.summary_tokens < 0 or self.patch_tokens < 0 or self.summary_tokens + self.patch_tokens == 0:
             found.append("summary_tokens and patch_tokens must not be negative, nor both 0 (a blind model)")
         if self.patch_tokens > 0 and math.isqrt(self.patch_tokens) ** 2 != self.patch_tokens:
             found.append(f"patch_tokens={self.patch_tokens} must be a square number")
-        if self.language_model != "starter":
-            found.append(f"language_model={self.language_model!r} is not known (known: starter)")
-        if not 0 <= self.warmup < 1:
-            found.append(f"warmup={self.warmup} must be a share below 1")
+        if not self.model.strip():
+            found.append("model must not be empty")
+        for name, known in _CHOICES.items():
+            if getattr(self, name) not in known:
+                told = ", ".join(repr(choice) for choice in known)
+                found.append(f"{name}={getattr(self, name)!r} must be one of {told}")
+        if "frozen" == self.language_part == self.vision_part == self.projector_part:
+            found.append("language_part, vision_part and projector_part are all frozen: nothing would be learnt")
+        if not 0 <= self.warmup < math.inf or 0 < self.warmup % 1 and self.warmup > 1:
+            found.append(f"warmup={self.warmup} must be a share below 1, or a number of steps")
         if not 0 <= self.lora_dropout < 1:
             found.append(f"lora_dropout={self.lora_dropout} must be a share below 1")
         return found

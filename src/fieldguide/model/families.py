@@ -139,6 +139,6 @@ def lora_targets(network: nn.Module, family: Family, parts: Sequence[str]) -> st
         ]
         if not names:
             raise GuideError(f"the {part} part of this model ({family.name}) has no linear layer to adapt")
-        generic = sorted({re.sub(r"\\\.\d+(?=\\\.|$)", r"\\.\\d+", re.escape(name)) for name in names})
+        generic = sorted({re.sub(r"\\\.\d+(?=\\\.)", r"\\.\\d+", re.escape(name)) for name in names})
         patterns += generic
     return "|".join(patterns)

@@ -10,11 +10,15 @@ Ready-made models were trained with the picture first (`picture_first`): there t
 
 The label closes with the end-of-turn token, so that no label can begin another. Words of users, labels and
 notes are tokenised without special tokens: a control token written in them is plain text and does not act.
+
+Pieces are tokenised one by one, so that no word ever melts into the template. Tokenizers of the SentencePiece
+kind put a blank before the beginning of a text, and some before what follows a control token; a piece from the
+middle must not get one, or the model would read what it never learnt: `_joined` sees to that.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -22,6 +26,8 @@ from fieldguide.errors import DataError, GuideError
 from fieldguide.records import Turn
 
 Piece = tuple[list[int], bool]  # tokens, and whether they are learnt
+TEXT = -1  # stands for any token that is no control token
+ANCHORS = ("\n", "\x02", ":")
 
 
 @dataclass(frozen=True)
@@ -39,6 +45,7 @@ class PromptTemplate:
     picture_gap: str = ""  # between the last picture and the words
     next_user: str = ""  # opens a later turn of the user, where that differs from the first
     answer_lead: str = ""  # blank that opens every answer: it belongs to the answer's first token
+    answer_tail: str = ""  # blank between an answer and `end`
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -56,15 +63,47 @@ class Prompt:
                 f"the tokenizer splits the end-of-turn mark {self.template.end!r} into {len(end)} tokens"
             )
         self.end_id: int = end[0]
+        self._marks = set(getattr(tokenizer, "added_tokens_decoder", {})) | {self.end_id}
+        self._opens_blank = self._encode("a", True) != self._continued("a", True)
+        marked = self._special(self.template.end + "a")[1:]
+        self._blank_after_mark = self._opens_blank and marked == self._encode("a", True)
+        self._closing = self._joined([(self.template.close_user + self.template.open_assistant, False)], TEXT)
+
+    def _encode(self, text: str, spoken: bool) -> list[int]:
+        """Tokens of a text that stands alone; in what is spoken, control marks stay plain text."""
+        more = {"split_special_tokens": True} if spoken else {}
+        return self.tokenizer.encode(text, add_special_tokens=False, **more) if text else []
+
+    def _continued(self, text: str, spoken: bool) -> list[int]:
+        """Tokens of a text that goes on after other text: read behind an anchor with which nothing merges."""
+        for anchor in ANCHORS:
+            head, whole = self._encode(anchor, spoken), self._encode(anchor + text, spoken)
+            if whole[: len(head)] == head:
+                return whole[len(head) :]
+        return self._encode(text, spoken)
+
+    def _joined(self, pieces: Iterable[tuple[str, bool]], last: int | None) -> list[int]:
+        """Tokens of pieces (text, spoken by people) that follow one another.
+
+        Args:
+            last: the token before them, TEXT for any of ordinary text; None at the beginning of a prompt.
+        """
+        tokens: list[int] = []
+        for text, spoken in pieces:
+            text = text.encode("utf-8", "replace").decode()  # a terminal may send what is not UTF-8
+            blank = last is None or (self._blank_after_mark and last in self._marks)
+            new = self._encode(text, spoken) if blank or not self._opens_blank else None
+            tokens += self._continued(text, spoken) if new is None else new
+            last = tokens[-1] if tokens else last
+        return tokens
 
     def _special(self, text: str) -> list[int]:
-        """Template text: marks such as <|im_end|> become their control tokens."""
-        return self.tokenizer.encode(text, add_special_tokens=False) if text else []
+        """Template text that stands alone: marks such as <|im_end|> become their control tokens."""
+        return self._encode(text, False)
 
     def words(self, text: str) -> list[int]:
-        """Words of people: control marks in them stay plain text."""
-        text = text.encode("utf-8", "replace").decode()  # a terminal may send what is not UTF-8
-        return self.tokenizer.encode(text, add_special_tokens=False, split_special_tokens=True)
+        """Words of people that stand alone: control marks in them stay plain text."""
+        return self._joined([(text, True)], None)
 
     def before(self, question: str, shown: bool = True) -> list[int]:
         """Tokens up to the picture; the same for every picture.
@@ -72,30 +111,32 @@ class Prompt:
         Args:
             shown: whether a picture follows; only models that read the picture first can do without.
         """
-        if self.template.picture_first:
-            opened = self.template.open_picture or self.template.open_user
-            return self._special(opened if shown else self.template.open_user)
-        return self._special(self.template.open_user) + self.words(question + "\n")
+        template = self.template
+        if template.picture_first:
+            opened = template.open_picture if shown and template.open_picture else template.open_user
+            return self._joined([(opened, False)], None)
+        return self._joined([(template.open_user, False), (question + "\n", True)], None)
 
     def after(self, question: str = "", shown: bool = True) -> list[int]:
         """Tokens between the picture and the answer."""
         if not self.template.picture_first:
-            return self._close()
-        gap = self._special(self.template.picture_gap) if shown else []
-        return gap + self.words(question) + self._close()
-
-    def _close(self) -> list[int]:
-        return self._special(self.template.close_user + self.template.open_assistant)
+            return list(self._closing)
+        if shown:  # a picture ends with a control token
+            asked = self._joined([(self.template.picture_gap, False), (question, True)], self.end_id)
+        else:
+            opened = self.before(question, shown)
+            asked = self._joined([(question, True)], opened[-1] if opened else None)
+        return asked + self._closing
 
     def answer(self, label: str) -> list[int]:
         """The label and the end of the turn."""
-        return [*self.words(self.template.answer_lead + label), self.end_id]
+        template, last = self.template, self._closing[-1] if self._closing else TEXT
+        return [*self._joined([(template.answer_lead + label + template.answer_tail, True)], last), self.end_id]
 
     def follow_up(self, question: str) -> list[int]:
         """A further question after the label, up to where the reply begins."""
-        template = self.template
-        opened = self._special(template.next_user or template.after_end + template.open_user)
-        return opened + self.words(question) + self._close()
+        opened = self.template.next_user or self.template.after_end + self.template.open_user
+        return self._joined([(opened, False), (question, True)], self.end_id) + self._closing
 
     def reply(self, text: str) -> list[int]:
         """A reply and the end of the turn."""

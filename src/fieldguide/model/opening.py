@@ -1,0 +1,186 @@
+"""Opens a model of transformers from a folder or by its name at the model hub, never needing the hub twice."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from transformers.utils.logging import disable_progress_bar
+
+from fieldguide.errors import GuideError, ModelMissing
+from fieldguide.files import fingerprint, sha256_file
+from fieldguide.model.families import Family, family_of
+from fieldguide.model.hub import HubModel
+from fieldguide.model.prompt import Prompt, PromptTemplate
+from fieldguide.model.template import template_from_chat
+from fieldguide.model.tuning import DTYPES, choose_attention, choose_precision, here, quantisation
+from fieldguide.settings import TrainSettings
+
+# Weights are read from safetensors only; a pickle is never opened.
+WANTED = ["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja", "LICENSE*", "README.md"]
+
+
+@dataclass(frozen=True)
+class Opened:
+    """A loaded model and what a guide has to remember of it."""
+
+    model: HubModel
+    folder: Path
+    name: str  # as it was asked for
+    sha256: str  # of its weights
+    said: tuple[str, ...]  # arithmetic, attention, quantisation: sentences for the log
+    precision: str
+
+
+def find_model(name: str, announce: Callable[[str], None] = print) -> Path:
+    """The folder of a model: the one given, or that of the hub's cache, filled first where need be.
+
+    Raises:
+        ModelMissing: when it is neither here nor to be had.
+    """
+    folder = Path(name).expanduser()
+    if folder.is_dir():
+        if not (folder / "config.json").is_file():
+            raise ModelMissing(f"{folder}: no model there (config.json is missing)", "give a model's folder")
+        return folder
+    if name.count("/") != 1 or name.startswith((".", "/", "~")):
+        raise ModelMissing(f"{name}: no such model folder", "check its spelling, or give OWNER/NAME of a hub")
+    import huggingface_hub
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    try:
+        return Path(
+            huggingface_hub.snapshot_download(name, allow_patterns=WANTED, local_files_only=True)
+        )
+    except (LocalEntryNotFoundError, FileNotFoundError):
+        announce(f"{name}: not on this machine, asking the model hub")
+    try:
+        return Path(huggingface_hub.snapshot_download(name, allow_patterns=WANTED))
+    except Exception as error:  # the hub's own errors and those of every network layer below it
+        raise ModelMissing(
+            f"{name}: not on this machine, and not to be had from the model hub ({type(error).__name__})",
+            "copy its folder here and give the folder's path",
+        ) from error
+
+
+def weights_sha256(folder: Path) -> str:
+    """Identity of a model's weights: a hash over those of its safetensors files.
+
+    Raises:
+        ModelMissing: when there are none.
+    """
+    files = sorted(folder.glob("*.safetensors"))
+    if not files:
+        raise ModelMissing(f"{folder}: no weights in safetensors there", "convert or fetch them first")
+    return fingerprint({path.name: sha256_file(path) for path in files})
+
+
+def open_model(
+    settings: TrainSettings,
+    template: PromptTemplate | None = None,
+    announce: Callable[[str], None] = print,
+    sha256: str = "",
+) -> Opened:
+    """Load the model that the settings name, on this process's device, all of it frozen.
+
+    Args:
+        settings: `model`, `vision`, `quantise`, `precision`, `attention`, …
+        template: the prompt's pieces where they are known; else they are taken from the chat template.
+        sha256: identity of the weights that is expected; "" for any.
+
+    Raises:
+        ModelMissing, GuideError: when it cannot be found, read or used.
+    """
+    folder = find_model(settings.model, announce)
+    found = weights_sha256(folder)
+    if sha256 and found != sha256:
+        raise GuideError(
+            f"{folder}: other weights than the guide was trained on (sha256 {found[:12]}…, {sha256[:12]}…)",
+            "fetch the weights it was trained on, or train again",
+        )
+    device = here()
+    precision, arithmetic = choose_precision(device, settings.precision)
+    attention, told = choose_attention(device, settings.attention)
+    config = transformers.AutoConfig.from_pretrained(folder, local_files_only=True)
+    family = family_of(config)
+    four_bit = quantisation(settings, precision, family)
+    network = _load(folder, family, attention, DTYPES[precision], four_bit, device)
+    processor, tokenizer = _words(folder, family)
+    if template is None:
+        mark = tokenizer.decode([config.image_token_id]) if family.vision else ""
+        template = template_from_chat(processor or tokenizer, tokenizer, mark, family.chat_template)
+    model = HubModel(network, tokenizer, Prompt(tokenizer, template), processor, family).eval()
+    said = [arithmetic, told]
+    if four_bit is not None:
+        said.append("language part: 4 bits (nf4)" + (", scales too" if settings.double_quant else ""))
+    return Opened(model, folder, settings.model, found, tuple(said), precision)
+
+
+def _load(
+    folder: Path, family: Family, attention: str, dtype: torch.dtype, four_bit: Any, device: torch.device
+) -> Any:
+    loader = transformers.AutoModelForImageTextToText if family.vision else transformers.AutoModelForCausalLM
+    disable_progress_bar()
+    more: dict[str, Any] = {} if four_bit is None else {"quantization_config": four_bit}
+    noisy = logging.getLogger("bitsandbytes")
+    before = noisy.level
+    noisy.setLevel(logging.ERROR)  # it reports at every start that it would like another package
+    try:
+        network = loader.from_pretrained(
+            folder, dtype=dtype, attn_implementation=attention, local_files_only=True,
+            use_safetensors=True, **more,
+        )  # fmt: skip
+    except (OSError, ValueError, KeyError) as error:
+        raise GuideError(f"{folder}: cannot be loaded ({str(error).splitlines()[0]})") from error
+    finally:
+        noisy.setLevel(before)
+    network.eval().requires_grad_(False)
+    return network if four_bit is not None else network.to(device)
+
+
+def _words(folder: Path, family: Family) -> tuple[Any, Any]:
+    """(processor or None, tokenizer)"""
+    if not family.vision:
+        return None, transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    try:
+        processor: Any = transformers.AutoProcessor.from_pretrained(folder, local_files_only=True)
+    except (OSError, ValueError, ImportError) as error:
+        raise GuideError(
+            f"{folder}: its processor cannot be loaded ({str(error).splitlines()[0]})",
+            "the folder must hold the processor's files too",
+        ) from error
+    return processor, processor.tokenizer
+
+
+def licence_of(folder: Path) -> str:
+    """The licence that a model's card states in its head; "not stated" without one."""
+    card = folder / "README.md"
+    if card.is_file():
+        for line in card.read_text(encoding="utf-8", errors="replace").split("---", 2)[1:2]:
+            for entry in line.splitlines():
+                if entry.startswith("license:"):
+                    return entry.partition(":")[2].strip() or "not stated"
+    return "not stated"
+
+
+def card_of(opened: Opened) -> dict[str, str]:
+    """Licence, makers, origin and hash of the weights: carried into guides and reports."""
+    config = json.loads((opened.folder / "config.json").read_text(encoding="utf-8"))
+    local = Path(opened.name).expanduser().is_dir()
+    name = opened.folder.name if local else opened.name
+    return {
+        "name": name,
+        "gives": "vision-language model" if opened.model.family.vision else "language model",
+        "role": "base model",
+        "licence": licence_of(opened.folder),
+        "attribution": "see the model's card" if not local else "not stated",
+        "upstream": "" if local else opened.name,
+        "source": f"{config.get('model_type')} folder {name}" if local else f"model hub: {opened.name}",
+        "sha256": opened.sha256,
+    }
