@@ -21,7 +21,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from fieldguide.data.dataset import Dataset
-from fieldguide.data.examples import IMAGES, IMAGES_SHA256
+from fieldguide.data.examples import IMAGES, IMAGES_SHA256, images_of
 from fieldguide.data.llava import PLACEHOLDER, escaped
 from fieldguide.errors import DataError
 from fieldguide.files import atomic_path
@@ -98,8 +98,8 @@ def export_examples(
             _write_parquet(temporary, lines)
         else:
             with open(temporary, "w", encoding="utf-8", newline="\n") as file:
-                folder = Path(os.path.realpath(out.parent))  # ".." after a link leads elsewhere
-                _write_json(file, (_json_row(line, to, folder) for line in lines), out.suffix.lower())
+                names = _names(lines, out.parent)
+                _write_json(file, (_json_row(line, to, names) for line in lines), out.suffix.lower())
     return len(lines)
 
 
@@ -121,8 +121,10 @@ def _check(dataset: Dataset, to: str, out: Path) -> None:
 def _lines(dataset: Dataset, examples: Iterable[Example]) -> list[_Line]:
     taken = {example.id for example in dataset.examples}
     lines = []
+    paths: dict[tuple[str, ...], tuple[Path, ...]] = {}  # many rows may be about one picture
     for example in examples:
-        images = dataset.paths(example)
+        named = images_of(example)
+        images = paths[named] = paths.get(named) or dataset.paths(example)
         note = dataset.note(example.label) if example.label else None
         for number, messages in enumerate(conversations_of(example, note), 1):
             name, repeat = example.id, number
@@ -179,10 +181,10 @@ def _several(key: str, example: Example) -> bool:
     return IMAGES_SHA256 in example.meta and key in (IMAGES, IMAGES_SHA256)
 
 
-def _json_row(line: _Line, to: str, folder: Path) -> dict[str, Any]:
+def _json_row(line: _Line, to: str, names_of: Mapping[Path, str]) -> dict[str, Any]:
     """A record of LLaVA's or ShareGPT's; LLaVA knows no system turns, so they get a key of their own."""
     row: dict[str, Any] = {"id": line.id}
-    names = [_relative(path, folder) for path in line.images]
+    names = [names_of[path] for path in line.images]
     if to == "sharegpt" and names:
         row["images"] = names
     elif names:
@@ -197,6 +199,12 @@ def _json_row(line: _Line, to: str, folder: Path) -> dict[str, Any]:
             text, marks = marks + text, ""
         turns.append({"from": _SPEAKERS[turn.role], "value": text})
     return {**row, "conversations": turns, **_own_keys(line.example)}
+
+
+def _names(lines: Iterable[_Line], folder: Path) -> dict[Path, str]:
+    """How each picture is named from the folder."""
+    real = Path(os.path.realpath(folder))  # ".." after a link leads elsewhere
+    return {path: _relative(path, real) for path in {path for line in lines for path in line.images}}
 
 
 def _relative(path: Path, folder: Path) -> str:
