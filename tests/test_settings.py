@@ -104,7 +104,7 @@ def test_all_faults_are_reported_together() -> None:
         ("train", "patch_tokens", -4),
         ("train", "summary_tokens", 0),  # with no patch tokens either, the model would see nothing
         ("train", "language_model", "llama"),
-        ("train", "warmup", 1.0),
+        ("train", "warmup", 1.5),
         ("train", "lora_dropout", 1.0),
         ("answer", "top_k", 0),
         ("answer", "question", "  "),

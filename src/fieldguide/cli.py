@@ -55,7 +55,7 @@ class _Commands(TyperGroup):
             typer.echo(f"fieldguide: {error.message}", err=True)
             if error.hint:
                 typer.echo(f"→ {error.hint}", err=True)
-            raise typer.Exit(2) from None
+            raise typer.Exit(getattr(error, "code", 2)) from None
         except BrokenPipeError:
             raise
         except OSError as error:  # a full disk, a folder that may not be written: no fault of the program

@@ -59,3 +59,9 @@ class GuideError(FieldguideError):
 
 class MergeError(FieldguideError):
     """What would be written is not what was trained; so nothing is written."""
+
+
+class Stopped(FieldguideError):
+    """The system asked the program to stop (SIGTERM), and it has saved its work."""
+
+    code = 143  # 128 + the number of the signal

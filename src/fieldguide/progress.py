@@ -20,7 +20,7 @@ T = TypeVar("T")
 console = Console(stderr=True)
 
 
-def progress_bar(unit: str = "") -> Progress:
+def progress_bar(unit: str = "", shown: bool = True) -> Progress:
     """A rich progress display: use as a context manager, `add_task(name, total=…)`, `advance(task)`."""
     return Progress(
         TextColumn("{task.description}"),
@@ -31,7 +31,7 @@ def progress_bar(unit: str = "") -> Progress:
         TextColumn("left"),
         TimeRemainingColumn(),
         console=console,
-        disable=not sys.stderr.isatty(),
+        disable=not (shown and sys.stderr.isatty()),
         transient=True,
     )
 

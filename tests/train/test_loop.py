@@ -352,6 +352,6 @@ def test_a_resumed_training_keeps_the_evidence_it_began_with(tmp_path: Path) -> 
     run = tiny.make_loop(tmp_path / "broken", model=model, accumulate=1)
     with torch.no_grad():
         model.projector.evidence_map.mul_(1.001)
-        run.features.evidence.mul_(1.001)
+        run.pictures.evidence.mul_(1.001)
     assert run.run(resume=True).frozen_unchanged
     assert equal(model.state_dict(), wanted.state_dict())

@@ -7,28 +7,18 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from fieldguide.errors import FieldguideError
+from fieldguide.model.local import LocalModel
 from fieldguide.train.checkpoint import trained
 
 
-def part_of(name: str) -> str:
-    """The part of the model a parameter belongs to, in the words of the report."""
-    if "lora_" in name:
-        return "language model: LoRA adapter"
-    if name.startswith("projector.patch"):
-        return "projector: patch tokens"
-    if name.startswith("projector."):
-        return "projector: summary tokens"
-    return "language model: base"
-
-
-def parts(model: nn.Module) -> dict[str, dict[str, int]]:
+def parts(model: LocalModel) -> dict[str, dict[str, int]]:
     """Parameters and trained parameters of each part."""
     found: dict[str, dict[str, int]] = {}
     for name, parameter in model.named_parameters():
-        part = found.setdefault(part_of(name), {"parameters": 0, "trained": 0})
+        part = found.setdefault(model.part_of(name), {"parameters": 0, "trained": 0})
         part["parameters"] += parameter.numel()
         part["trained"] += parameter.numel() if parameter.requires_grad else 0
     return found
@@ -50,7 +40,7 @@ def after_in_words(changes: Mapping[str, Mapping[str, Any]], supervised_tokens: 
     )
 
 
-def frozen_hash(model: nn.Module) -> str:
+def frozen_hash(model: LocalModel) -> str:
     """SHA-256 over every tensor that training must leave alone: frozen parameters and buffers."""
     digest = hashlib.sha256()
     learnt = set(trained(model))
@@ -61,7 +51,7 @@ def frozen_hash(model: nn.Module) -> str:
     return digest.hexdigest()
 
 
-def check_first_step(model: nn.Module, before: dict[str, Tensor]) -> None:
+def check_first_step(model: LocalModel, before: dict[str, Tensor]) -> None:
     """After one step every trained part must have moved.
 
     Raises:
@@ -70,7 +60,7 @@ def check_first_step(model: nn.Module, before: dict[str, Tensor]) -> None:
     moved: dict[str, bool] = {}
     for name, parameter in trained(model).items():
         changed = not torch.equal(parameter.detach().cpu(), before[name].cpu())
-        moved[part_of(name)] = moved.get(part_of(name), False) or changed
+        moved[model.part_of(name)] = moved.get(model.part_of(name), False) or changed
     still = [part for part, changed in moved.items() if not changed]
     if still:
         raise FieldguideError(
@@ -78,12 +68,12 @@ def check_first_step(model: nn.Module, before: dict[str, Tensor]) -> None:
         )
 
 
-def weight_changes(model: nn.Module, before: dict[str, Tensor]) -> dict[str, dict[str, Any]]:
+def weight_changes(model: LocalModel, before: dict[str, Tensor]) -> dict[str, dict[str, Any]]:
     """For each trained part: tensors, tensors changed, and |after − before| / |before|."""
     changes: dict[str, dict[str, Any]] = {}
     for name, parameter in trained(model).items():
         old, new = before[name].double().cpu(), parameter.detach().double().cpu()
-        part = changes.setdefault(part_of(name), {"tensors": 0, "changed": 0, "_moved": 0.0, "_size": 0.0})
+        part = changes.setdefault(model.part_of(name), {"tensors": 0, "changed": 0, "_moved": 0.0, "_size": 0.0})
         part["tensors"] += 1
         part["changed"] += int(not torch.equal(old, new))
         part["_moved"] += float(((new - old) ** 2).sum())

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import re
 import shutil
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -52,16 +53,20 @@ def save_checkpoint(
     optimizer: torch.optim.Optimizer,
     progress: Progress,
     identity: dict[str, Any],
+    random_states: Sequence[dict[str, Tensor]] = (),
 ) -> Path:
-    """Write `folder/step-N/`, whole or not at all."""
+    """Write `folder/step-N/`, whole or not at all.
+
+    Args:
+        random_states: of every process, in their order; () for this process alone.
+    """
     tensors: dict[str, Tensor] = {}
     for name, parameter in trained(model).items():
         tensors[f"parameter/{name}"] = parameter.detach()
         for key, value in optimizer.state.get(parameter, {}).items():
             tensors[f"optimizer/{key}/{name}"] = torch.as_tensor(value)
-    tensors["random/cpu"] = torch.get_rng_state()
-    for i in range(torch.cuda.device_count()):
-        tensors[f"random/cuda{i}"] = torch.cuda.get_rng_state(i)
+    for number, state in enumerate(random_states or [random_state()]):
+        tensors |= {f"random/{number}/{name}": value for name, value in state.items()}
     path = folder / f"step-{progress.step:06d}"
     with atomic_folder(path) as temporary:
         save_file({k: v.contiguous().cpu() for k, v in tensors.items()}, temporary / "tensors.safetensors")
@@ -69,8 +74,18 @@ def save_checkpoint(
     return path
 
 
-def load_checkpoint(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> Progress:
-    """Put a checkpoint's state into the model, the optimizer and the random generators.
+def random_state() -> dict[str, Tensor]:
+    """The state of this process's random generators: of the CPU and of its own GPU."""
+    states = {"cpu": torch.get_rng_state()}
+    if torch.cuda.is_available():
+        states["cuda"] = torch.cuda.get_rng_state()
+    return states
+
+
+def load_checkpoint(
+    path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, number: int = 0
+) -> Progress:
+    """Put a checkpoint's state into the model, the optimizer and the random generators of process `number`.
 
     Raises:
         ResumeError: when the set of trained parameters is another.
@@ -92,10 +107,9 @@ def load_checkpoint(path: Path, model: nn.Module, optimizer: torch.optim.Optimiz
             # AdamW keeps its step count on the CPU and the moments beside the parameter.
             place = tensor.clone() if moment == "step" else tensor.to(parameters[name].device)
             optimizer.state[parameters[name]][moment] = place
-    torch.set_rng_state(tensors["random/cpu"])
-    for i in range(torch.cuda.device_count()):
-        if f"random/cuda{i}" in tensors:
-            torch.cuda.set_rng_state(tensors[f"random/cuda{i}"], i)
+    torch.set_rng_state(tensors[f"random/{number}/cpu"])
+    if f"random/{number}/cuda" in tensors and torch.cuda.is_available():
+        torch.cuda.set_rng_state(tensors[f"random/{number}/cuda"])
     return Progress(**read_json(path / "state.json")["progress"])
 
 

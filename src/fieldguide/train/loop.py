@@ -3,6 +3,9 @@
 It trains what `requires_grad` says, and nothing else: asserted after the first step, certified at the end.
 Everything random or scheduled follows from (seed, epoch, step), so a run that is killed at any moment and
 resumed gives the same bits as one that was not (on the CPU, in fp32).
+
+Several processes share each batch, row by row, and weigh their losses by the tokens of all of it: the step is
+that of one process with the whole batch.
 """
 
 from __future__ import annotations
@@ -10,6 +13,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,9 +23,8 @@ from accelerate import Accelerator
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from fieldguide.errors import FieldguideError, ResumeError
-from fieldguide.model.assemble import Assembled
-from fieldguide.model.projector import PictureFeatures
+from fieldguide.errors import FieldguideError, ResumeError, Stopped
+from fieldguide.model.local import LocalModel, Pictures
 from fieldguide.progress import progress_bar
 from fieldguide.settings import TrainSettings
 from fieldguide.train import certificate
@@ -37,6 +40,8 @@ from fieldguide.train.checkpoint import (
     save_tensors,
     trained,
 )
+from fieldguide.train.logs import StepLog
+from fieldguide.train.processes import Processes, StopSignal
 from fieldguide.train.rows import Row, in_words
 
 START = "start.safetensors"  # before the first step: trained parameters, and what the warm start solved
@@ -60,38 +65,43 @@ class Loop:
     Args:
         model: projector and language model with its adapter; `requires_grad` says what trains.
         rows_of: the rows of an epoch; must depend on the epoch alone.
-        features: of the training pictures, `Row.picture` numbers them.
+        pictures: of the training examples, `Row.picture` numbers them; they may be read only when asked for.
         validate: {"loss": …, "accuracy": …} of the validation pictures; None when there are none.
         question: the words before the picture.
         identity: what a checkpoint belongs to: data, settings and weights; resume refuses another.
+        make_optimizer: from parameter groups; None for AdamW.
+        precision: of the arithmetic outside the trained weights: fp32, bf16 or fp16.
     """
 
     def __init__(
         self,
-        model: Assembled,
+        model: LocalModel,
         rows_of: Callable[[int], Sequence[Row]],
-        features: PictureFeatures,
+        pictures: Pictures,
         validate: Callable[[], dict[str, float]] | None,
         folder: Path,
         settings: TrainSettings,
         question: str,
         identity: dict[str, Any],
         announce: Callable[[str], None] = print,
+        make_optimizer: Callable[[list[dict[str, Any]]], torch.optim.Optimizer] | None = None,
+        precision: str = "fp32",
     ) -> None:
         self.rows_of, self.validate, self.folder = rows_of, validate, folder
-        self.settings, self.question, self.identity, self.announce = settings, question, identity, announce
-        adapter = [p for name, p in trained(model).items() if not name.startswith("projector.")]
-        projector = [p for name, p in trained(model).items() if name.startswith("projector.")]
-        if not adapter and not projector:
-            raise FieldguideError("nothing to train: every parameter is frozen")
-        groups = [
-            {"params": adapter, "lr": settings.learning_rate, "peak": settings.learning_rate},
-            {"params": projector, "lr": 0.0, "peak": settings.projector_learning_rate},
-        ]
-        optimizer = torch.optim.AdamW([g for g in groups if g["params"]], weight_decay=settings.weight_decay)
-        self.accelerator = Accelerator()
-        self.model, self.optimizer = self.accelerator.prepare(model, optimizer)
-        self.features = features.to(self.accelerator.device)
+        self.settings, self.question = settings, question
+        self.accelerator = Accelerator(mixed_precision={"fp32": "no"}.get(precision, precision))
+        self.processes = Processes(self.accelerator)
+        self.identity = {**identity, "processes": self.processes.count}
+        self.announce = announce if self.processes.first else _nothing
+        groups = _groups(model, settings)
+        weight_decay = settings.weight_decay
+        optimizer = (
+            make_optimizer(groups) if make_optimizer else torch.optim.AdamW(groups, weight_decay=weight_decay)
+        )
+        self.model: Any = model
+        self.wrapped, self.optimizer = self.accelerator.prepare(model, optimizer)
+        self.pictures = pictures.to(self.accelerator.device)
+        self.log = StepLog(folder.parent / "log", settings.log_to if self.processes.first else None)
         self.steps_an_epoch = math.ceil(len(self._order(rows_of(0), 0)) / settings.accumulate)
 
     @property
@@ -108,15 +118,17 @@ class Loop:
         """
         began = time.perf_counter()
         progress = self._resume() if resume else self._begin()
+        self.log.open(progress.step)
         parts = certificate.parts(self.model)
         self.announce(certificate.before_in_words(parts))
         before = load_tensors(self.folder / START)
         frozen = certificate.frozen_hash(self.model)
-        with progress_bar("steps") as bar:
+        with progress_bar("steps", shown=self.processes.first) as bar, StopSignal() as stop:
             task = bar.add_task("training", total=self.total_steps, completed=progress.step)
             while not progress.stopped:
-                self._epoch(progress, before, lambda: bar.advance(task))
+                self._epoch(progress, before, lambda: bar.advance(task), stop)
                 self._close_epoch(progress)
+        self.log.close()
         if (self.folder / BEST).exists():
             self._load_parameters(load_tensors(self.folder / BEST))
         if certificate.frozen_hash(self.model) != frozen:
@@ -132,8 +144,10 @@ class Loop:
                 "continue it with --resume, or choose another folder",
             )
         torch.manual_seed(self.settings.seed)  # for dropout
-        save_tensors(self.folder / START, {**trained(self.model), **self._solved()})
-        (self.folder / BEST).unlink(missing_ok=True)  # of a run that never reached a checkpoint
+        if self.processes.first:
+            save_tensors(self.folder / START, {**trained(self.model), **self._solved()})
+            (self.folder / BEST).unlink(missing_ok=True)  # of a run that never reached a checkpoint
+        self.processes.wait()
         example = in_words(self.rows_of(0)[-1], self.model.prompt)
         self.announce(f"learns what stands in ⟦⟧, such as {example!r}")
         return Progress()
@@ -143,7 +157,7 @@ class Loop:
         if not found:
             raise ResumeError(f"{self.folder}: no checkpoint to resume", "train without --resume")
         check_identity(found[-1], self.identity)
-        progress = load_checkpoint(found[-1], self.model, self.optimizer.optimizer)
+        progress = load_checkpoint(found[-1], self.model, self.optimizer.optimizer, self.processes.number)
         # The warm start may have been solved with other last bits this time (threads, library).
         start = load_tensors(self.folder / START)
         with torch.no_grad():
@@ -154,12 +168,15 @@ class Loop:
 
     def _solved(self) -> dict[str, Tensor]:
         """What the warm start gave and training only reads: the projector's map, left-out evidence."""
-        solved = {f"projector.{name}": buffer for name, buffer in self.model.projector.named_buffers()}
-        if self.features.evidence is not None:
-            solved["evidence"] = self.features.evidence
-        return solved
+        projector = getattr(self.model, "projector", None)
+        buffers = projector.named_buffers() if projector is not None else ()
+        solved = {f"projector.{name}": buffer for name, buffer in buffers}
+        evidence = getattr(self.pictures, "evidence", None)
+        return solved if evidence is None else {**solved, "evidence": evidence}
 
-    def _epoch(self, progress: Progress, before: dict[str, Tensor], advance: Callable[[], None]) -> None:
+    def _epoch(
+        self, progress: Progress, before: dict[str, Tensor], advance: Callable[[], None], stop: StopSignal
+    ) -> None:
         settings = self.settings
         rows = self.rows_of(progress.epoch)
         order = self._order(rows, progress.epoch)
@@ -167,27 +184,51 @@ class Loop:
         while progress.batch < len(order):
             window = order[progress.batch : progress.batch + settings.accumulate]
             tokens = sum(rows[i].targets for numbers in window for i in numbers)
-            for numbers in window:
-                batch = collate([rows[i] for i in numbers], self.accelerator.device)
-                pictures = self.features.rows(batch.pictures)
-                logits = self.model(self.question, pictures, batch.ids, batch.supervised)
-                # Summed over tokens, divided once: accumulating gives the gradient of the joined batch.
-                loss = cross_entropy(logits, batch.targets, reduction="sum") / tokens
-                self._check("loss", loss, [rows[i].name for i in numbers])
-                self.accelerator.backward(loss)
-                progress.epoch_loss += loss.item()
-            self._step(progress, [rows[i].name for numbers in window for i in numbers])
+            began, lost = time.perf_counter(), 0.0
+            for place, numbers in enumerate(window):
+                last = place == len(window) - 1
+                with nullcontext() if last else self.accelerator.no_sync(self.wrapped):
+                    lost += self._backward([rows[i] for i in numbers], tokens)
+            progress.epoch_loss += lost
+            norms = self._step(progress, [rows[i].name for numbers in window for i in numbers])
             progress.batch += len(window)
             progress.supervised_tokens += tokens
             if progress.step == 1:
                 certificate.check_first_step(self.model, before)
+            self.log.step(
+                progress.step, lost, norms, self._rates(), tokens, sum(map(len, window)), time.perf_counter() - began
+            )
             advance()
-            if progress.step % settings.checkpoint_every == 0 and progress.batch < len(order):
+            stopping = self.processes.any(stop.asked)
+            due = progress.step % settings.checkpoint_every == 0 or stopping
+            if due and progress.batch < len(order):
                 self._save(progress)
+            if stopping:
+                if progress.batch == len(order):
+                    self._close_epoch(progress)
+                raise Stopped(
+                    f"stopped after step {progress.step} of {self.total_steps}, and saved",
+                    "run the same command with --resume to go on",
+                )
+
+    def _backward(self, rows: Sequence[Row], tokens: int) -> float:
+        """Add the gradient of one batch; its loss, over all processes."""
+        mine = self.processes.share(rows)
+        batch = collate(mine or rows[:1], self.accelerator.device)
+        pictures = self.pictures.rows(batch.pictures)
+        logits = self.wrapped(self.question, pictures, batch.ids, batch.supervised)
+        # Summed over tokens, divided once: accumulating gives the gradient of the joined batch.
+        loss = cross_entropy(logits.float(), batch.targets, reduction="sum") / tokens
+        if not mine:  # fewer rows than processes: this one only keeps step with the others
+            loss = 0 * loss
+        self._check("loss", loss, [row.name for row in rows])
+        # Processes average their gradients, so each counts as often as there are processes.
+        self.accelerator.backward(loss * self.processes.count)
+        return self.processes.sum(loss.item())
 
     def _order(self, rows: Sequence[Row], epoch: int) -> list[list[int]]:
         settings = self.settings
-        lengths = [len(row.ids) for row in rows]
+        lengths = [row.visual + len(row.ids) for row in rows]
         return epoch_order(lengths, settings.batch_size, settings.batch_tokens, settings.seed, epoch)
 
     def _check(self, what: str, value: Tensor, names: list[str]) -> None:
@@ -197,15 +238,21 @@ class Loop:
                 "lower train.learning_rate; the last checkpoint is whole",
             )
 
-    def _step(self, progress: Progress, names: list[str]) -> None:
+    def _step(self, progress: Progress, names: list[str]) -> dict[str, float]:
+        """One step of the optimizer; the gradient's norm of each part before clipping."""
         factor = learning_rate_factor(progress.step, self.total_steps, self.settings.warmup)
         for group in self.optimizer.param_groups:
             group["lr"] = group["peak"] * factor
+        norms = self.log.norms(self.model)
         norm = self.accelerator.clip_grad_norm_(list(trained(self.model).values()), self.settings.clip)
         self._check("gradient", torch.as_tensor(norm), names)
         self.optimizer.step()
         self.optimizer.zero_grad()
         progress.step += 1
+        return norms
+
+    def _rates(self) -> dict[str, float]:
+        return {group["name"]: float(group["lr"]) for group in self.optimizer.param_groups}
 
     def _close_epoch(self, progress: Progress) -> None:
         """Validate, keep the best, decide whether to stop, and write a checkpoint."""
@@ -222,10 +269,12 @@ class Loop:
             )
         if progress.best_loss is None or value < progress.best_loss:
             progress.best_loss, progress.best_epoch, progress.bad_epochs = value, progress.epoch, 0
-            save_tensors(self.folder / BEST, dict(trained(self.model)))
+            if self.processes.first:
+                save_tensors(self.folder / BEST, dict(trained(self.model)))
         else:
             progress.bad_epochs += 1
         progress.history.append(entry)
+        self.log.epoch(entry)
         told = ", ".join(
             f"{key.replace('_', ' ')} {value:.3f}"
             for key, value in entry.items()
@@ -238,8 +287,15 @@ class Loop:
         self._save(progress)
 
     def _save(self, progress: Progress) -> None:
-        save_checkpoint(self.folder, self.model, self.optimizer.optimizer, progress, self.identity)
-        keep_last(self.folder, self.settings.keep)
+        began = time.perf_counter()
+        states = self.processes.random_states()
+        if self.processes.first:
+            save_checkpoint(
+                self.folder, self.model, self.optimizer.optimizer, progress, self.identity, states
+            )
+            keep_last(self.folder, self.settings.keep)
+        self.processes.wait()
+        self.log.saved(progress.step, time.perf_counter() - began)
 
     def _load_parameters(self, tensors: dict[str, Tensor]) -> None:
         with torch.no_grad():
@@ -247,9 +303,34 @@ class Loop:
                 parameter.copy_(tensors[name])
 
 
+def _groups(model: LocalModel, settings: TrainSettings) -> list[dict[str, Any]]:
+    """The trained parameters by learning rate: a projector's, and that of all else.
+
+    Raises:
+        FieldguideError: when nothing trains.
+    """
+    rates = {"projector": settings.projector_learning_rate, "adapter": settings.learning_rate}
+    found: dict[str, list[Any]] = {"adapter": [], "projector": []}
+    for name, parameter in trained(model).items():
+        projector = model.part_of(name).startswith("projector") and "lora_" not in name
+        found["projector" if projector else "adapter"].append(parameter)
+    groups = [
+        {"params": parameters, "lr": rates[name], "peak": rates[name], "name": name}
+        for name, parameters in found.items()
+        if parameters
+    ]
+    if not groups:
+        raise FieldguideError("nothing to train: every parameter is frozen")
+    return groups
+
+
+def _nothing(line: str) -> None:
+    """Other processes than the first say nothing."""
+
+
 def learning_rate_factor(step: int, total: int, warmup: float) -> float:
-    """Linear warm-up over the first share of the steps, then half a cosine to 0 (Loshchilov, Hutter 2017)."""
-    rising = max(1, round(warmup * total))
+    """Linear warm-up over the first share of the steps (from 1 on: steps), then half a cosine to 0 (Loshchilov, Hutter 2017)."""
+    rising = max(1, round(warmup if warmup >= 1 else warmup * total))
     if step < rising:
         return (step + 1) / rising
     return 0.5 * (1 + math.cos(math.pi * min(1.0, (step - rising) / max(1, total - rising))))

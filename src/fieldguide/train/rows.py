@@ -28,6 +28,7 @@ class Row:
     ids: tuple[int, ...]  # tokens after the visual tokens
     supervised: tuple[bool, ...]  # which of them are learnt
     name: str = ""  # the example's picture, for error messages
+    visual: int = 0  # positions that its pictures take, where rows differ in that
 
     @property
     def targets(self) -> int:
