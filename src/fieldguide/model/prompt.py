@@ -12,8 +12,9 @@ The label closes with the end-of-turn token, so that no label can begin another.
 notes are tokenised without special tokens: a control token written in them is plain text and does not act.
 
 Pieces are tokenised one by one, so that no word ever melts into the template. Tokenizers of the SentencePiece
-kind put a blank before the beginning of a text, and some before what follows a control token; a piece from the
-middle must not get one, or the model would read what it never learnt: `_joined` sees to that.
+kind put a blank before the beginning of a text, and some before what follows a control token; some control
+tokens swallow the blanks behind them. A piece from the middle is read as it would be in its place: `_joined`
+sees to that.
 """
 
 from __future__ import annotations
@@ -63,7 +64,11 @@ class Prompt:
                 f"the tokenizer splits the end-of-turn mark {self.template.end!r} into {len(end)} tokens"
             )
         self.end_id: int = end[0]
-        self._marks = set(getattr(tokenizer, "added_tokens_decoder", {})) | {self.end_id}
+        added = getattr(tokenizer, "added_tokens_decoder", {})
+        self._marks = {int(i): str(token) for i, token in added.items()} | {self.end_id: self.template.end}
+        # Stands for a picture's own mark, of which the prompt knows nothing: none that swallows blanks.
+        keeping = [i for i, token in added.items() if not token.rstrip]
+        self._picture_mark: int = keeping[0] if keeping else self.end_id
         self._opens_blank = self._encode("a", True) != self._continued("a", True)
         marked = self._special(self.template.end + "a")[1:]
         self._blank_after_mark = self._opens_blank and marked == self._encode("a", True)
@@ -89,13 +94,25 @@ class Prompt:
             last: the token before them, TEXT for any of ordinary text; None at the beginning of a prompt.
         """
         tokens: list[int] = []
-        for text, spoken in pieces:
-            text = text.encode("utf-8", "replace").decode()  # a terminal may send what is not UTF-8
-            blank = last is None or (self._blank_after_mark and last in self._marks)
-            new = self._encode(text, spoken) if blank or not self._opens_blank else None
-            tokens += self._continued(text, spoken) if new is None else new
+        blanks = ""  # that end a piece of the template belong to the word behind them
+        listed = list(pieces)
+        for (text, spoken), following in zip(listed, [*listed[1:], ("", False)], strict=True):
+            text = blanks + text.encode("utf-8", "replace").decode()  # a terminal may send what is not UTF-8
+            kept = text.rstrip(" ") if following[1] and not spoken else text
+            blanks = text[len(kept) :]
+            tokens += self._behind(last, kept, spoken)
             last = tokens[-1] if tokens else last
         return tokens
+
+    def _behind(self, last: int | None, text: str, spoken: bool) -> list[int]:
+        """Tokens of one piece that stands behind the token `last`."""
+        mark = None if last is None else self._marks.get(last)
+        if mark is not None and not spoken:
+            whole = self._special(mark + text)
+            if whole[:1] == [last]:
+                return whole[1:]
+        alone = last is None or (mark is not None and self._blank_after_mark) or not self._opens_blank
+        return self._encode(text, spoken) if alone else self._continued(text, spoken)
 
     def _special(self, text: str) -> list[int]:
         """Template text that stands alone: marks such as <|im_end|> become their control tokens."""
@@ -113,7 +130,8 @@ class Prompt:
         """
         template = self.template
         if template.picture_first:
-            opened = template.open_picture if shown and template.open_picture else template.open_user
+            with_picture = template.open_picture or template.open_user
+            opened = with_picture if shown else template.open_user.rstrip(" ")  # `after` has the blank
             return self._joined([(opened, False)], None)
         return self._joined([(template.open_user, False), (question + "\n", True)], None)
 
@@ -122,16 +140,23 @@ class Prompt:
         if not self.template.picture_first:
             return list(self._closing)
         if shown:  # a picture ends with a control token
-            asked = self._joined([(self.template.picture_gap, False), (question, True)], self.end_id)
+            gap = (self.template.picture_gap, False)
+            asked = self._joined([gap, (question, True)], self._picture_mark)
         else:
-            opened = self.before(question, shown)
-            asked = self._joined([(question, True)], opened[-1] if opened else None)
+            opened, text = self.before(question, shown), self.template.open_user
+            blank = text[len(text.rstrip(" ")) :]
+            asked = self._joined([(blank + question, True)], opened[-1] if opened else None)
         return asked + self._closing
+
+    def between_pictures(self) -> list[int]:
+        """Tokens between two pictures of one turn."""
+        return self._special(self.template.picture_between) if self.template.picture_between else []
 
     def answer(self, label: str) -> list[int]:
         """The label and the end of the turn."""
-        template, last = self.template, self._closing[-1] if self._closing else TEXT
-        return [*self._joined([(template.answer_lead + label + template.answer_tail, True)], last), self.end_id]
+        whole = self.template.answer_lead + label + self.template.answer_tail
+        last = self._closing[-1] if self._closing else TEXT
+        return [*self._joined([(whole, True)], last), self.end_id]
 
     def follow_up(self, question: str) -> list[int]:
         """A further question after the label, up to where the reply begins."""
