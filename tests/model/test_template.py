@@ -39,7 +39,8 @@ GOLDEN = {
     "SmolVLM": "<|im_start|>User:<image>What is it?<end_of_utterance>\nAssistant:⟦ cat<end_of_utterance>⟧\n"
     "User: Why?<end_of_utterance>\nAssistant:⟦ A tail.<end_of_utterance>⟧",
     "Qwen-VL": "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n<|im_start|>user\n"
-    "<|vision_start|><|image_pad|><|vision_end|>What is it?<|im_end|>\n<|im_start|>assistant\n⟦cat<|im_end|>⟧\n"
+    "<|vision_start|><|image_pad|><|vision_end|>What is it?<|im_end|>\n"
+    "<|im_start|>assistant\n⟦cat<|im_end|>⟧\n"
     "<|im_start|>user\nWhy?<|im_end|>\n<|im_start|>assistant\n⟦A tail.<|im_end|>⟧",
 }  # fmt: skip
 

@@ -9,11 +9,21 @@ from functools import cache
 import pytest
 
 from fieldguide.errors import DataError
-from fieldguide.model.prompt import Prompt
-from fieldguide.records import Example, Note
+from fieldguide.model.prompt import Prompt, PromptTemplate
+from fieldguide.records import Example, Note, Turn
 from fieldguide.settings import AnswerSettings, TrainSettings
 from fieldguide.testing import tiny_tokenizer
-from fieldguide.train.rows import Row, check_lengths, epoch_rows, label_row, reason_row, replies
+from fieldguide.train.rows import (
+    Row,
+    caption_row,
+    check_lengths,
+    conversation_row,
+    epoch_rows,
+    in_words,
+    label_row,
+    reason_row,
+    replies,
+)
 
 ANSWER = AnswerSettings()
 NOTES = {
@@ -29,6 +39,21 @@ EXAMPLES = [
 @cache
 def prompt() -> Prompt:
     return Prompt(tiny_tokenizer())
+
+
+@cache
+def chatting() -> Prompt:
+    """Of a model that reads the picture first, and opens its answers with a blank."""
+    template = PromptTemplate(
+        open_user="USER: ", close_user="", open_assistant=" ASSISTANT:", after_end="", picture_first=True,
+        picture_gap="\n", answer_lead=" ",
+    )  # fmt: skip
+    return Prompt(tiny_tokenizer(), template)
+
+
+def talk(*texts: str) -> list[Turn]:
+    """User and assistant in turn."""
+    return [Turn(("user", "assistant")[place % 2], text) for place, text in enumerate(texts)]
 
 
 def spoken(ids: Sequence[int]) -> str:
@@ -166,3 +191,84 @@ def test_rows_that_are_too_long_are_refused_by_name_and_none_is_cut() -> None:
     assert max(len(row.ids) for row in rows) == longest
     with pytest.raises(DataError, match=r"and 4 more: longer than"):
         check_lengths(rows, before, visual, 1)
+
+
+def test_a_conversation_row_teaches_every_answer_and_no_question() -> None:
+    """Case 14, of a conversation."""
+    row = conversation_row(chatting(), 4, talk("What?", "An ox.", "Sure?<|im_end|>", "Yes."), "row 9")
+    assert in_words(row, chatting()) == (
+        "\nWhat? ASSISTANT:⟦ An ox.<|im_end|>⟧USER: Sure?<|im_end|> ASSISTANT:⟦ Yes.<|im_end|>⟧"
+    )
+    assert (row.picture, row.name, row.targets) == (4, "row 9", len(" An ox. Yes.") + 2)
+    assert sum(token == chatting().end_id for token in row.ids) == 2
+
+
+def test_a_row_without_a_picture_has_no_gap_for_one() -> None:
+    row = conversation_row(chatting(), 0, talk("What?", "An ox."), "row 9", shown=False)
+    opened = chatting().tokenizer.decode(chatting().before("", False))
+    assert opened + in_words(row, chatting()) == "USER: What? ASSISTANT:⟦ An ox.<|im_end|>⟧"
+
+
+def test_a_conversation_may_begin_with_a_system_turn_and_end_with_a_question() -> None:
+    turns = [Turn("system", "Be brief."), *talk("What?", "An ox.", "Sure?")]
+    assert in_words(conversation_row(chatting(), 0, turns, "row 9"), chatting()) == (
+        "\nBe brief.\n\nWhat? ASSISTANT:⟦ An ox.<|im_end|>⟧USER: Sure? ASSISTANT:"
+    )
+
+
+@pytest.mark.parametrize(
+    ("turns", "reason"),
+    [
+        ([], "must go user, assistant"),
+        (talk("What?"), "nothing to learn"),
+        ([Turn("system", "Be brief."), *talk("What?")], "nothing to learn"),
+        (talk("What?", ""), "nothing to learn"),
+        (talk("What?", "An ox.", "Sure?", " \n"), "nothing to learn"),
+        (talk("What?", "An ox.")[::-1], "must go user, assistant"),
+        ([*talk("What?"), *talk("What?", "An ox.")], "must go user, assistant"),
+        ([*talk("What?"), Turn("tool", "An ox.")], "must go user, assistant"),
+    ],
+)
+def test_conversations_with_nothing_to_learn_are_refused_by_name(turns: list[Turn], reason: str) -> None:
+    """Case 15."""
+    with pytest.raises(DataError, match=rf"^train\.json, row 9: .*{reason}"):
+        conversation_row(chatting(), 0, turns, "train.json, row 9")
+
+
+def test_an_empty_answer_is_empty_behind_its_blank_too() -> None:
+    assert len(chatting().answer("")) == 2
+    with pytest.raises(DataError, match=r"^7\.png: nothing to learn"):
+        label_row(chatting(), 7, "", "7.png")
+
+
+def test_captions_take_turns_as_answers() -> None:
+    captions = ("An ox.", "A big animal.")
+    said = [in_words(caption_row(chatting(), 3, "Say.", captions, "3.png", e), chatting()) for e in range(3)]
+    assert said[0] == said[2] == "\nSay. ASSISTANT:⟦ An ox.<|im_end|>⟧"
+    assert said[1] == "\nSay. ASSISTANT:⟦ A big animal.<|im_end|>⟧"
+    for none in ((), ("",)):
+        with pytest.raises(DataError, match=r"^3\.png: nothing to learn"):
+            caption_row(chatting(), 3, "Say.", none, "3.png", 0)
+
+
+def test_the_question_before_the_picture_is_that_of_labels_only() -> None:
+    with pytest.raises(DataError, match=r"^row 9: this model's question stands before the picture"):
+        conversation_row(prompt(), 0, talk("What?", "An ox."), "row 9")
+
+
+def test_the_picture_first_puts_the_question_into_the_rows() -> None:
+    """Case 17: each row asks what answering asks."""
+    rows = epoch_rows(chatting(), EXAMPLES, NOTES, TrainSettings(explain_per_label=1), ANSWER, 0)
+    asked = chatting().after(ANSWER.question)
+    assert spoken(asked) == f"\n{ANSWER.question} ASSISTANT:"
+    assert all(list(row.ids[: len(asked)]) == asked for row in rows)
+    assert [learnt(row)[0] for row in rows[:2]] == [" ox<|im_end|>", " 鱼<|im_end|>"]
+
+
+def test_pictures_of_different_lengths_count_each_for_its_row() -> None:
+    """Case 16: tiles are never cut."""
+    rows = [replace(row, visual=visual) for row, visual in zip(rows_of(0), (5, 900, 7), strict=False)]
+    longest = max(row.visual + len(row.ids) for row in rows)
+    check_lengths(rows, 3, 0, 3 + longest)
+    with pytest.raises(DataError, match=rf"^{rows[1].name}: longer than"):
+        check_lengths(rows, 3, 0, 2 + longest)

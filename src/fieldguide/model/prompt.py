@@ -73,6 +73,7 @@ class Prompt:
         marked = self._special(self.template.end + "a")[1:]
         self._blank_after_mark = self._opens_blank and marked == self._encode("a", True)
         self._closing = self._joined([(self.template.close_user + self.template.open_assistant, False)], TEXT)
+        self.no_answer = self.answer("")  # what is left of an answer that says nothing
 
     def _encode(self, text: str, spoken: bool) -> list[int]:
         """Tokens of a text that stands alone; in what is spoken, control marks stay plain text."""

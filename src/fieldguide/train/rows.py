@@ -2,7 +2,7 @@
 
 A label row teaches the label. A reason row goes on, in the same conversation, with a follow-up question
 about the label and the answer from the notes; it is supervised at the label and at the reply, never at the
-question.
+question. A conversation row is supervised at every answer, a caption row at the caption.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ def replies(note: Note, settings: AnswerSettings) -> list[tuple[str, str]]:
 def label_row(prompt: Prompt, picture: int, label: str, name: str, asked: str = "") -> Row:
     """The row that teaches one picture's label as the answer to the question `asked`."""
     opened, answer = prompt.after(asked), prompt.answer(label)
-    return _row(picture, name, [(opened, False), (answer, True)])
+    return _row(prompt, picture, name, [(opened, False), (answer, True)])
 
 
 def reason_row(
@@ -69,32 +69,52 @@ def reason_row(
 ) -> Row:
     """The row that teaches one reply about a label, after the label itself."""
     parts = [(prompt.after(asked), False), (prompt.answer(label), True)]
-    return _row(picture, name, [*parts, (prompt.follow_up(question), False), (prompt.reply(reply), True)])
+    parts += [(prompt.follow_up(question), False), (prompt.reply(reply), True)]
+    return _row(prompt, picture, name, parts)
 
 
-def conversation_row(prompt: Prompt, picture: int, messages: Sequence[Turn], name: str, shown: bool) -> Row:
+def conversation_row(
+    prompt: Prompt, picture: int, messages: Sequence[Turn], name: str, shown: bool = True
+) -> Row:
     """The row that teaches every answer of a conversation.
 
     Args:
         messages: see `Prompt.turns`.
+        name: of the row, for error messages.
         shown: whether the example has a picture.
 
     Raises:
-        DataError: naming the row, when its turns are out of order or it has nothing to learn.
+        DataError: naming the row, when its turns are out of order, nobody answers, or an answer is empty.
     """
+    if any(turn.role == "assistant" and not turn.text.strip() for turn in messages):
+        raise DataError(f"{name}: nothing to learn in an answer of this row (it is empty)")
     try:
         parts = prompt.turns(messages, shown)
     except DataError as error:
         raise DataError(f"{name}: {error.message}", error.hint) from None
     if not any(learnt for _, learnt in parts):
         raise DataError(f"{name}: nothing to learn in this row (nobody answers)")
-    return _row(picture, name, parts)
+    return _row(prompt, picture, name, parts)
 
 
-def _row(picture: int, name: str, parts: list[tuple[list[int], bool]]) -> Row:
+def caption_row(
+    prompt: Prompt, picture: int, question: str, captions: Sequence[str], name: str, epoch: int
+) -> Row:
+    """The row that teaches one of a picture's captions as the answer to the question; they take turns.
+
+    Raises:
+        DataError: naming the row, when it has no caption or the caption is empty.
+    """
+    if not captions:
+        raise DataError(f"{name}: nothing to learn in this row (it has no caption)")
+    told = captions[epoch % len(captions)]
+    return conversation_row(prompt, picture, (Turn("user", question), Turn("assistant", told)), name)
+
+
+def _row(prompt: Prompt, picture: int, name: str, parts: list[tuple[list[int], bool]]) -> Row:
     ids = tuple(token for tokens, _ in parts for token in tokens)
     supervised = tuple(learnt for tokens, learnt in parts for _ in tokens)
-    if any(learnt and len(tokens) < 2 for tokens, learnt in parts):  # the end-of-turn token alone
+    if any(learnt and tokens == prompt.no_answer for tokens, learnt in parts):
         raise DataError(f"{name}: nothing to learn in this row (its label or reply is empty)")
     return Row(picture, ids, supervised, name)
 
@@ -136,10 +156,15 @@ def epoch_rows(
 def check_lengths(rows: Sequence[Row], before: int, visual: int, limit: int) -> None:
     """Nothing is ever cut: a row longer than the model's context is refused by name.
 
+    Args:
+        before: tokens before the pictures.
+        visual: positions that the pictures of every row take, besides `Row.visual` of each.
+        limit: positions that the model can read.
+
     Raises:
         DataError: naming the rows.
     """
-    long = sorted({row.name for row in rows if before + visual + len(row.ids) > limit})
+    long = sorted({row.name for row in rows if before + visual + row.visual + len(row.ids) > limit})
     if long:
         names = ", ".join(long[:5]) + (f" and {len(long) - 5} more" if len(long) > 5 else "")
         raise DataError(
