@@ -14,7 +14,7 @@ from transformers import BitsAndBytesConfig
 from fieldguide.testing.hub import tiny_hub
 from fieldguide.train.fingerprints import adapter_files, base_hash, tensors_hash
 from fieldguide.train.folder import Licence
-from fieldguide.train.merge import MergeIdentity
+from fieldguide.train.identity import MergeIdentity
 
 # The linear layers of the language part, and the projector's parameters.
 LANGUAGE = {

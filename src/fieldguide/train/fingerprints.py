@@ -9,13 +9,13 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from fieldguide.errors import GuideError, MergeError
+from fieldguide.errors import GuideError
 from fieldguide.files import fingerprint, sha256_file
+from fieldguide.model.fourbit import keep_unpacked
 
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
 ADAPTER_CONFIG = "adapter_config.json"
@@ -56,7 +56,7 @@ def base_hash(network: nn.Module, trained: Collection[str] = ()) -> str:
         trained: names of fully trained tensors (a projector); they and those tied to them do not count.
 
     Raises:
-        MergeError: when 4-bit weights were repacked by answering with them on a CPU.
+        FieldguideError: when 4-bit weights were repacked by answering with them on a CPU.
     """
     keep_unpacked(network)
     state = {base_name(name): tensor for name, tensor in network.state_dict().items()}
@@ -93,31 +93,6 @@ def adapter_files(folder: Path | str | None) -> dict[str, str]:
         if not path.is_file():
             raise GuideError(f"{path}: no such file", "copy the whole guide folder, or train again")
     return {path.name: sha256_file(path) for path in paths}
-
-
-def four_bit(network: nn.Module) -> list[Any]:
-    """The layers that bitsandbytes holds in 4 bits."""
-    return [module for module in network.modules() if type(module).__name__ == "Linear4bit"]
-
-
-def keep_unpacked(network: nn.Module) -> None:
-    """Hold 4-bit weights as they were quantised.
-
-    On CPUs with AVX512-BF16, bitsandbytes rewrites them at the first answer, scales rounded to bf16, and no
-    way leads back: what is dequantised or saved afterwards is noise.
-
-    Raises:
-        MergeError: when that has happened already.
-    """
-    for layer in four_bit(network):
-        state = getattr(layer.weight, "quant_state", None)
-        if getattr(state, "packing_format_for_cpu", False) or hasattr(state, "original_qshape"):
-            raise MergeError(
-                "the 4-bit weights of the base were repacked when it answered on this CPU, "
-                "and cannot be restored exactly",
-                "load the base anew before merging",
-            )
-        layer.support_avx512bf16_for_cpu = False
 
 
 def tied(network: nn.Module) -> set[tuple[str, ...]]:
