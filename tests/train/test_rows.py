@@ -15,7 +15,6 @@ from fieldguide.settings import AnswerSettings, TrainSettings
 from fieldguide.testing import tiny_tokenizer
 from fieldguide.train.rows import (
     Row,
-    caption_row,
     check_lengths,
     conversation_row,
     epoch_rows,
@@ -239,16 +238,6 @@ def test_an_empty_answer_is_empty_behind_its_blank_too() -> None:
     assert len(chatting().answer("")) == 2
     with pytest.raises(DataError, match=r"^7\.png: nothing to learn"):
         label_row(chatting(), 7, "", "7.png")
-
-
-def test_captions_take_turns_as_answers() -> None:
-    captions = ("An ox.", "A big animal.")
-    said = [in_words(caption_row(chatting(), 3, "Say.", captions, "3.png", e), chatting()) for e in range(3)]
-    assert said[0] == said[2] == "\nSay. ASSISTANT:⟦ An ox.<|im_end|>⟧"
-    assert said[1] == "\nSay. ASSISTANT:⟦ A big animal.<|im_end|>⟧"
-    for none in ((), ("",)):
-        with pytest.raises(DataError, match=r"^3\.png: nothing to learn"):
-            caption_row(chatting(), 3, "Say.", none, "3.png", 0)
 
 
 def test_the_question_before_the_picture_is_that_of_labels_only() -> None:

@@ -2,7 +2,7 @@
 
 A label row teaches the label. A reason row goes on, in the same conversation, with a follow-up question
 about the label and the answer from the notes; it is supervised at the label and at the reply, never at the
-question. A conversation row is supervised at every answer, a caption row at the caption.
+question. A conversation row is supervised at every answer.
 """
 
 from __future__ import annotations
@@ -95,20 +95,6 @@ def conversation_row(
     if not any(learnt for _, learnt in parts):
         raise DataError(f"{name}: nothing to learn in this row (nobody answers)")
     return _row(prompt, picture, name, parts)
-
-
-def caption_row(
-    prompt: Prompt, picture: int, question: str, captions: Sequence[str], name: str, epoch: int
-) -> Row:
-    """The row that teaches one of a picture's captions as the answer to the question; they take turns.
-
-    Raises:
-        DataError: naming the row, when it has no caption or the caption is empty.
-    """
-    if not captions:
-        raise DataError(f"{name}: nothing to learn in this row (it has no caption)")
-    told = captions[epoch % len(captions)]
-    return conversation_row(prompt, picture, (Turn("user", question), Turn("assistant", told)), name)
 
 
 def _row(prompt: Prompt, picture: int, name: str, parts: list[tuple[list[int], bool]]) -> Row:
