@@ -24,8 +24,7 @@ from fieldguide.settings import AnswerSettings, EmbedSettings
 
 if TYPE_CHECKING:
     from fieldguide.answer.trie import LabelTrie
-    from fieldguide.model.assemble import Assembled
-    from fieldguide.model.projector import PictureFeatures
+    from fieldguide.model.local import LocalModel, Pictures
     from fieldguide.model.vision import VisionEncoder
 
 SCHEMA_VERSION = 1
@@ -76,6 +75,11 @@ class Guide:
         Raises:
             GuideError: when the weights or the preprocessing here are not those of the training.
         """
+        if self.tuned:
+            from fieldguide.model.towers import TowerEncoder
+
+            tower: Any = TowerEncoder(self.model, self.info["base_model"]["sha256"])
+            return tower
         from fieldguide.model.vision import load_encoder
 
         encoder = load_encoder(EmbedSettings(**self.info["settings"]["embed"]))
@@ -89,11 +93,20 @@ class Guide:
         return encoder
 
     @cached_property
-    def model(self) -> Assembled:
+    def model(self) -> LocalModel:
         """Projector and language model with its adapter, ready to answer."""
+        if self.tuned:
+            from fieldguide.model.tuned import load_tuned
+
+            return load_tuned(self.folder, self.info)
         from fieldguide.model.trained import load_assembled
 
         return load_assembled(self.folder, self.info)
+
+    @property
+    def tuned(self) -> bool:
+        """Whether it was made from a model of transformers, not from the starter."""
+        return bool(self.info["base_model"].get("kind") == "hub")
 
     @cached_property
     def trie(self) -> LabelTrie:
@@ -129,13 +142,13 @@ class Guide:
         """
         paths = [Path(picture) for picture in pictures]
         answers: list[Answer | None] = [None] * len(paths)
-        features, places, errors = self._features(paths)
+        pictures, places, errors = self._pictures(paths)
         for i, reason in errors.items():
             answers[i] = Answer(str(paths[i]), error=reason)
         size = self.answer_settings.batch_size
         for start in range(0, len(places), size):
             for i, scores in zip(
-                places[start : start + size], self._scores(features, start, start + size, top_k), strict=True
+                places[start : start + size], self._scores(pictures, start, start + size, top_k), strict=True
             ):
                 answers[i] = Answer(str(paths[i]), scores[0].label, scores[0].probability, tuple(scores))
         return [answer for answer in answers if answer is not None]
@@ -160,31 +173,46 @@ class Guide:
 
         settings = self.answer_settings
         asked = question.strip() or settings.why
-        features, places, errors = self._features([Path(picture)])
+        pictures, places, errors = self._pictures([Path(picture)])
         if errors:
             raise PictureError(str(picture), errors[0])
         assert places == [0]
-        started = self.model.start(settings.question, features, prefix=self._prefix)
+        started = self.model.start(settings.question, pictures, prefix=self._prefix)
+        if not self.labels:
+            return replace(Answer(str(picture)), text=self._free(pictures, question.strip() or settings.question))
         wanted = top_k or settings.top_k
         scores = search(self.model, started, self.trie, top_k=wanted, temperature=self.temperature)[0]
         label, text = scores[0].label, ""
         if question.strip() or label in self.notes:
             turn = follow_up(self.notes.get(label), asked, settings)
-            self._check_length(label, turn)
+            self._check_length(label, turn, self.model.visual_tokens(pictures)[0])
             text = explain(self.model, started, 0, label, turn, settings.max_new_tokens)
         return replace(Answer(str(picture), scores[0].label, scores[0].probability, tuple(scores)), text=text)
 
-    def _check_length(self, label: str, turn: str) -> None:
+    def _free(self, pictures: Pictures, question: str) -> str:
+        """What a guide without labels says of one picture."""
+        from fieldguide.answer.generate import say
+
+        return say(self.model, self.model.start(question, pictures), 0, self.answer_settings.max_new_tokens)
+
+    def _check_length(self, label: str, turn: str, visual: int) -> None:
         prompt, settings = self.model.prompt, self.answer_settings
-        fixed = len(prompt.before(settings.question)) + self.model.projector.config.tokens
+        fixed = len(prompt.before(settings.question)) + visual
         used = fixed + len(prompt.after(settings.question)) + len(prompt.answer(label)) + settings.max_new_tokens
-        room = int(self.model.language_model.config.max_position_embeddings) - used
+        room = self.model.context - used
         if (length := len(prompt.follow_up(turn))) > room:
             whole = f"the question together with the notes on {label!r} has {length} tokens"
             raise DataError(f"{whole}, of which {room} fit", "ask a shorter one")
 
-    def _features(self, paths: Sequence[Path]) -> tuple[PictureFeatures, list[int], dict[int, str]]:
-        """Features of the readable pictures, their places in `paths`, and the reasons for the others."""
+    def _pictures(self, paths: Sequence[Path]) -> tuple[Pictures, list[int], dict[int, str]]:
+        """The readable pictures in the model's form, their places in `paths`, and the reasons for the others."""
+        if self.tuned:
+            from fieldguide.model.hub import read_pictures
+
+            return read_pictures(self.model, paths)
+        return self._features(paths)
+
+    def _features(self, paths: Sequence[Path]) -> tuple[Pictures, list[int], dict[int, str]]:
         import torch
 
         from fieldguide.model.projector import PictureFeatures
@@ -213,13 +241,13 @@ class Guide:
         )
         return features, places, errors
 
-    def _scores(self, features: PictureFeatures, start: int, stop: int, top_k: int) -> list[list[LabelScore]]:
+    def _scores(self, pictures: Pictures, start: int, stop: int, top_k: int) -> list[list[LabelScore]]:
         from fieldguide.answer.choose import choose
 
         return choose(
             self.model,
             self.answer_settings.question,
-            features.rows(slice(start, stop)),
+            pictures.rows(slice(start, stop)),
             self.trie,
             top_k=top_k or self.answer_settings.top_k,
             prefix=self._prefix,
@@ -269,7 +297,8 @@ def load_guide(folder: Path | str) -> Guide:
     if info["schema"] > SCHEMA_VERSION:
         maker = info.get("versions", {}).get("fieldguide", "unknown")
         raise GuideError(f"{folder}: made by a newer version ({maker})", "update fieldguide")
-    absent = [name for name in ("fingerprint", *IDENTITY) if not info.get(name)]
+    may_be_empty = ("labels",) if info.get("base_model", {}).get("kind") == "hub" else ()
+    absent = [n for n in ("fingerprint", *IDENTITY) if not info.get(n) and not (n in may_be_empty and n in info)]
     if absent:
         raise GuideError(f"{manifest}: says nothing of {', '.join(absent)}", "build it again")
     if fingerprint({name: info[name] for name in IDENTITY}) != info["fingerprint"]:

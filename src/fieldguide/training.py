@@ -5,31 +5,19 @@ Features from the cache → warm start → LoRA and projector training → calib
 
 from __future__ import annotations
 
-import platform
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from datetime import UTC, datetime
-from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from fieldguide.data.dataset import Dataset
-from fieldguide.data.notes import write_notes
 from fieldguide.errors import DataError
-from fieldguide.files import atomic_path, fingerprint, sha256_file, write_json
-from fieldguide.guide import (
-    MANIFEST,
-    NOTES_FILE,
-    PICTURES_FILE,
-    SCHEMA_VERSION,
-    Guide,
-    check_free,
-    load_guide,
-)
+from fieldguide.guide import Guide, check_free
 from fieldguide.records import Example, Note
 from fieldguide.settings import Recipe
+from fieldguide.writing import write_guide_folder
 
 if TYPE_CHECKING:
     from fieldguide.answer.trie import LabelTrie
@@ -111,6 +99,10 @@ def train_guide(
     """
     from fieldguide.train.loop import Loop
 
+    if recipe is not None and recipe.train.model != "starter":
+        from fieldguide.tune import tune_guide
+
+        return tune_guide(dataset, out, recipe, resume=resume, announce=announce)
     out = Path(out)
     check_free(out)
     setup = prepare(dataset, recipe or Recipe(), encoder, announce)
@@ -284,39 +276,26 @@ def write_guide(out: Path, setup: Setup, result: TrainResult) -> Guide:
         setup.model, setup.recipe.answer.question, setup.val.tensors(), actual, setup.trie
     )
     save_assembled(out, setup.model)
-    write_notes(out / NOTES_FILE, list(setup.notes.values()))
-    _write_pictures(out / PICTURES_FILE, [*setup.train.examples, *setup.val.examples])
     adapter = [f"{ADAPTER_FOLDER}/{name}" for name in ("adapter_config.json", "adapter_model.safetensors")]
-    names = (*adapter, PROJECTOR_FILE, NOTES_FILE, PICTURES_FILE)
     identity = {
         "labels": list(setup.labels),
         "template": setup.model.prompt.template.to_dict(),
         "projector": setup.model.projector.config.to_dict(),
-        "files": {name: sha256_file(out / name) for name in names},
         "encoder": {"key": setup.encoder.key, "runtime": setup.encoder.runtime_name},
         "base_model": {"name": BASE_NAME, "sha256": setup.cards["language model"]["sha256"]},
         "calibration": calibration.to_dict(),
         "settings": setup.recipe.to_dict(),
     }
-    record = {
-        "schema": SCHEMA_VERSION,
-        "created": datetime.now(UTC).isoformat(timespec="seconds"),
-        "fingerprint": fingerprint(identity),
-        **identity,
-        "models": setup.cards,
-        "dataset": {
-            "fingerprint": setup.dataset.fingerprint,
-            "counts": setup.dataset.info["counts"],
-            "licences": sorted({e.licence for e in setup.dataset.examples if e.licence}),
-        },
-        "training": _record(setup, result),
-        "versions": {
-            "python": platform.python_version(),
-            **{name: version(name) for name in ("fieldguide", "torch", "transformers", "peft")},
-        },
-    }
-    write_json(out / MANIFEST, record)
-    return load_guide(out)
+    return write_guide_folder(
+        out,
+        (*adapter, PROJECTOR_FILE),
+        identity,
+        dataset=setup.dataset,
+        notes=list(setup.notes.values()),
+        examples=[*setup.train.examples, *setup.val.examples],
+        models=setup.cards,
+        training=_record(setup, result),
+    )
 
 
 def _record(setup: Setup, result: TrainResult) -> dict[str, Any]:
@@ -340,12 +319,3 @@ def _record(setup: Setup, result: TrainResult) -> dict[str, Any]:
         "history": progress.history,
     }
 
-
-def _write_pictures(path: Path, examples: Sequence[Example]) -> None:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    names = ("id", "image", "sha256", "phash", "label", "split")
-    table = pa.table({name: pa.array([getattr(e, name) for e in examples], pa.string()) for name in names})
-    with atomic_path(path) as temporary:
-        pq.write_table(table, temporary)

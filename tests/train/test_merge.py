@@ -154,6 +154,15 @@ def test_16_bit_weights_keep_to_their_tolerance(
     assert AutoModelForCausalLM.from_pretrained(trained.out, dtype="auto").dtype == dtype
 
 
+def test_a_16_bit_base_may_be_merged_in_fp32_and_then_loses_nothing(tmp_path: Path, draw: Draw) -> None:
+    trained = Trained("llama", tmp_path)
+    load_base("llama", trained.base, dtype=torch.bfloat16).save_pretrained(trained.base)
+    in_training = load_base("llama", trained.base, dtype=torch.bfloat16)
+    certificate = trained.merge(draw, identity=identity_of(in_training, trained.adapter, {}))
+    assert certificate.dtype == "float32"
+    assert certificate.relative_loss_difference < 1e-3
+
+
 def test_prepared_rows_do_as_well_as_callables(llama: Trained, draw: Draw) -> None:
     rows = prepare(probes("llama", draw), llama.processor)
     assert llama.merge(draw, probes=rows).probe_rows == 3

@@ -49,6 +49,13 @@ def explain(
     return without_repeats(text if finished else whole_sentences(text))
 
 
+def say(model: LocalModel, started: Started, row: int, max_new_tokens: int = 96) -> str:
+    """The model's answer to the question of its prompt, where there is no list of labels to choose from."""
+    reply = model.generate(started, row, [], max_new_tokens)
+    text = model.tokenizer.decode(reply[: before_loop(reply)], skip_special_tokens=True).strip()
+    return without_repeats(text if len(reply) < max_new_tokens else whole_sentences(text))
+
+
 def before_loop(tokens: Sequence[int]) -> int:
     """How many tokens to keep: all, or up to the second round of a loop."""
     kept = len(tokens)

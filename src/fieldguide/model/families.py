@@ -27,8 +27,9 @@ class Family:
         name: as messages say it.
         model_types: `model_type` of the configurations that belong to it.
         language, vision, projector: modules below the network, as dotted paths; empty where there is none.
-        linear: last names of the linear layers of the language part's blocks.
         caches: whether stored outputs of a frozen vision tower can stand in for it.
+        tiles: how tiles of several pictures are handed over: "flat" (tiles, …), "in one row" (1, tiles, …).
+        chat_template: of models that come without one.
     """
 
     name: str
@@ -37,7 +38,8 @@ class Family:
     vision: tuple[str, ...] = ()
     projector: tuple[str, ...] = ()
     caches: bool = False
-    chat_template: str = ""  # of models that come without one
+    tiles: str = "flat"
+    chat_template: str = ""
 
     def part_of(self, name: str) -> str:
         """`language`, `vision` or `projector`: the part that a parameter belongs to, by its name."""
@@ -60,31 +62,38 @@ _LLAVA = ("model.multi_modal_projector", "model.image_newline")
 
 FAMILIES = (
     Family(
-        "LLaVA", ("llava",), "model.language_model", ("model.vision_tower",), _LLAVA, True, _LLAVA_TEMPLATE
+        name="LLaVA",
+        model_types=("llava",),
+        language="model.language_model",
+        vision=("model.vision_tower",),
+        projector=_LLAVA,
+        caches=True,
+        chat_template=_LLAVA_TEMPLATE,
     ),
     Family(
-        "LLaVA-NeXT",
-        ("llava_next",),
-        "model.language_model",
-        ("model.vision_tower",),
-        _LLAVA,
-        True,
-        _LLAVA_TEMPLATE,
+        name="LLaVA-NeXT",
+        model_types=("llava_next",),
+        language="model.language_model",
+        vision=("model.vision_tower",),
+        projector=_LLAVA,
+        caches=True,
+        chat_template=_LLAVA_TEMPLATE,
     ),
     Family(
-        "Idefics3",
-        ("idefics3", "smolvlm"),
-        "model.text_model",
-        ("model.vision_model",),
-        ("model.connector",),
-        True,
+        name="Idefics3",
+        model_types=("idefics3", "smolvlm"),
+        language="model.text_model",
+        vision=("model.vision_model",),
+        projector=("model.connector",),
+        caches=True,
+        tiles="in one row",
     ),
     Family(
-        "Qwen-VL",
-        ("qwen2_5_vl", "qwen3_vl"),
-        "model.language_model",
-        ("model.visual",),
-        ("model.visual.merger", "model.visual.deepstack_merger_list"),
+        name="Qwen-VL",
+        model_types=("qwen2_5_vl", "qwen3_vl"),
+        language="model.language_model",
+        vision=("model.visual",),
+        projector=("model.visual.merger", "model.visual.deepstack_merger_list"),
     ),
 )
 

@@ -9,7 +9,8 @@ vocabulary head runs only where its result is used; rows are padded on the right
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,7 +18,8 @@ from PIL import Image
 from torch import Tensor, nn
 from transformers import DynamicCache
 
-from fieldguide.errors import DataError
+from fieldguide.errors import DataError, PictureError
+from fieldguide.images import load_picture
 from fieldguide.model.families import Family, family_of, module_at
 from fieldguide.model.local import LocalModel, Started, layers_of
 from fieldguide.model.prompt import Prompt
@@ -27,12 +29,20 @@ NOT_FEATURES = ("input_ids", "attention_mask", "mm_token_type_ids", "token_type_
 
 
 @dataclass(frozen=True)
+class Shown:
+    """One picture, as the processor sees it without any other."""
+
+    tokens: tuple[int, ...]  # its places in the prompt
+    inputs: dict[str, Tensor]  # arguments of the network's `get_image_features`
+    states: Tensor | None = None  # the frozen tower's output, where it is stored
+
+
+@dataclass(frozen=True)
 class Prepared:
     """The pictures of one example: none, one or several."""
 
     tokens: tuple[int, ...] = ()  # their places in the prompt
-    inputs: dict[str, Tensor] = field(default_factory=dict)  # what the processor made of them
-    states: Tensor | None = None  # the frozen tower's output, where it is stored
+    shown: tuple[Shown, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -111,22 +121,28 @@ class HubModel(LocalModel):
     # ---- pictures
 
     def prepare(self, images: Sequence[Image.Image]) -> Prepared:
-        """The pictures of one example, as the processor sees them without any other.
+        """The pictures of one example.
 
         Raises:
             DataError: when there are pictures and the model reads none.
         """
-        if not images:
-            return Prepared()
+        return self.side_by_side([self.show(image) for image in images])
+
+    def show(self, image: Image.Image) -> Shown:
+        """One picture; raises as `prepare` does."""
         if self.processor is None:
-            raise DataError(
-                "this model reads text only, and the example has a picture", "choose another model"
-            )
-        mark = self.prompt.template.picture_between.join([self.mark] * len(images))
-        made = self.processor(text=[mark], images=[list(images)], return_tensors="pt")
+            raise DataError("this model reads text only, and the example has a picture", "choose another model")
+        made = self.processor(text=[self.mark], images=[[image]], return_tensors="pt")
         tokens = self._places(made["input_ids"][0].tolist())
-        inputs = {name: value for name, value in made.items() if name not in NOT_FEATURES}
-        return Prepared(tuple(tokens), inputs)
+        return Shown(tuple(tokens), {name: made[name] for name in made if name not in NOT_FEATURES})
+
+    def side_by_side(self, shown: Sequence[Shown]) -> Prepared:
+        """Pictures of one example, with what the prompt has between them."""
+        tokens: list[int] = []
+        for place, picture in enumerate(shown):
+            tokens += self.prompt.between_pictures() if place else []
+            tokens += picture.tokens
+        return Prepared(tuple(tokens), tuple(shown))
 
     def _places(self, ids: list[int]) -> list[int]:
         """The tokens of the pictures without the marks that the tokenizer puts around any text."""
@@ -142,25 +158,27 @@ class HubModel(LocalModel):
 
     def _image_outputs(self, pictures: HubPictures) -> Any:
         """What `get_image_features` gives for all pictures of the batch; None when there is none."""
-        shown = [item for item in pictures.items if item.inputs]
+        shown = [picture for item in pictures.items for picture in item.shown]
         if not shown:
             return None
-        joined = {name: self._join([item.inputs[name] for item in shown]) for name in shown[0].inputs}
+        joined = self.joined(shown)
         states = None
-        if all(item.states is not None for item in shown):
-            states = torch.cat([item.states for item in shown if item.states is not None], dim=1)
+        if all(picture.states is not None for picture in shown):
+            states = torch.cat([picture.states for picture in shown if picture.states is not None], dim=1)
             states = states.to(self.device)
         with standing_in(self.bare, self.family, states):
             return self.bare.model.get_image_features(**joined, return_dict=True)
 
-    def _join(self, values: list[Tensor]) -> Tensor:
-        """One example's array after the other; tiles of several pictures lie side by side."""
-        stacked = {"llava_next": 5, "idefics3": 5, "smolvlm": 5}.get(self.bare.config.model_type, 0)
-        kind = self.bare.config.model_type
-        if kind == "llava_next" and values[0].dim() == stacked:
-            values = [tile for value in values for tile in value]  # (tiles, C, H, W) each
-        whole = torch.cat(values, dim=1 if kind in ("idefics3", "smolvlm") else 0)
-        return whole.to(self.device)
+    def joined(self, shown: Sequence[Shown]) -> dict[str, Tensor]:
+        """The arguments of `get_image_features` for several pictures, their tiles one after the other."""
+        found = {}
+        for name in shown[0].inputs:
+            values = [picture.inputs[name] for picture in shown]
+            if self.family.tiles == "flat" and values[0].dim() == 5:  # (1, tiles, C, H, W)
+                values = [value[0] for value in values]
+            whole = torch.cat(values, dim=1 if self.family.tiles == "in one row" else 0)
+            found[name] = whole.to(self.device)
+        return found
 
     # ---- reading
 
@@ -191,7 +209,7 @@ class HubModel(LocalModel):
         self, ids: Tensor, lengths: list[int], pictures: HubPictures
     ) -> tuple[Tensor, list[int]]:
         """Qwen's position ids (3, B, S), and how far the next one lies from the row's length."""
-        grids = [item.inputs["image_grid_thw"] for item in pictures.items if item.inputs]
+        grids = [picture.inputs["image_grid_thw"] for item in pictures.items for picture in item.shown]
         kinds = (ids == self.image_token).int()
         if not grids:
             plain = torch.arange(ids.shape[1], device=ids.device).expand(3, len(lengths), -1)
@@ -226,3 +244,19 @@ class HubModel(LocalModel):
         lengths = torch.tensor([len(row) for row in rows], device=hidden.device)
         last = hidden[torch.arange(len(rows), device=hidden.device), lengths - 1]
         return Started(layers_of(cache), tuple(lengths.tolist()), tuple(offsets), self.head(last))
+
+
+def read_pictures(model: HubModel, paths: Sequence[Path]) -> tuple[HubPictures, list[int], dict[int, str]]:
+    """The readable pictures, their places in `paths`, and the reasons for the others."""
+    found: list[Prepared] = []
+    places: list[int] = []
+    errors: dict[int, str] = {}
+    for number, path in enumerate(paths):
+        try:
+            found.append(model.prepare([load_picture(path).image]))
+            places.append(number)
+        except PictureError as error:
+            errors[number] = error.reason
+        except OSError as error:
+            errors[number] = error.strerror or str(error)
+    return HubPictures(tuple(found)), places, errors

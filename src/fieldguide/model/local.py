@@ -234,13 +234,18 @@ class LocalModel(nn.Module, ABC):
             cache.update(key, value, layer)
         new: list[int] = []
         unread, [position] = list(tokens), one.next_positions
-        for _ in range(max_new_tokens):
+        if not unread:
+            first = int(one.logits[0].argmax())
+            if first == self.prompt.end_id or max_new_tokens < 1:
+                return []
+            new = unread = [first]
+        for _ in range(max_new_tokens - len(new)):
             positions = torch.arange(position, position + len(unread), device=self.device)[None]
             hidden = self.read(cache, self.embed(self.token_ids(unread)), positions)
             token = int(self.head(hidden[:, -1]).argmax())
             if token == self.prompt.end_id:
                 break
-            new.append(token)
+            new = [*new, token]
             position += len(unread)
             unread = [token]
         return new

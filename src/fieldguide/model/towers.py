@@ -10,11 +10,15 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor, nn
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from fieldguide.errors import GuideError
+from fieldguide.files import fingerprint
+from fieldguide.images import DECODER_VERSION
 from fieldguide.model.families import Family, module_at
 
 
@@ -89,3 +93,45 @@ def tower_states(network: Any, family: Family, joined: dict[str, Tensor]) -> Ten
     if not numbers:
         return caught[0].last_hidden_state[None]
     return torch.stack([caught[0].hidden_states[number] for number in numbers])
+
+
+class TowerEncoder:
+    """A model's vision tower as a plain encoder: what baselines, outliers and neighbours are computed from.
+
+    Every picture is squeezed to a square first, so that all give arrays of one shape. The grid is one cell, the
+    mean over all patches; the pooled vector is their largest values.
+
+    Args:
+        model: a `HubModel` that reads pictures.
+        weights: identity of its weights.
+    """
+
+    runtime_name = "torch"
+
+    def __init__(self, model: Any, weights: str) -> None:
+        self.model = model
+        vision = model.bare.config.vision_config
+        self.shrink_to = int(getattr(vision, "image_size", None) or 448)
+        self.key = fingerprint(["tower mean and maximum", weights, DECODER_VERSION, self.shrink_to])[:16]
+        example = self.encode(self.prepare(Image.new("RGB", (8, 8)))[None])
+        self.grid_shape = (1, example[0].shape[2])
+        self.pooled_size = example[1].shape[1]
+
+    def prepare(self, image: Image.Image) -> np.ndarray:
+        """RGB picture of any size → (S, S, 3) uint8."""
+        return np.asarray(image.resize((self.shrink_to, self.shrink_to), Image.Resampling.BICUBIC))
+
+    @torch.no_grad()
+    def encode(self, pictures: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """(N, S, S, 3) uint8 → grid (N, 1, C) and pooled (N, C), float32."""
+        rows = []
+        for pixels in pictures:
+            joined = self.model.joined([self.model.show(Image.fromarray(pixels))])
+            if self.model.family.caches:
+                states = tower_states(self.model.bare, self.model.family, joined).flatten(0, 2)
+            else:
+                found = self.model.bare.model.get_image_features(**joined, return_dict=True)
+                states = torch.cat(list(found.pooler_output))
+            rows.append((states.float().mean(0), states.float().amax(0)))
+        grid = torch.stack([mean for mean, _ in rows])[:, None]
+        return grid.cpu().numpy(), torch.stack([largest for _, largest in rows]).cpu().numpy()

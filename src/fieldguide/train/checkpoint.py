@@ -82,6 +82,13 @@ def random_state() -> dict[str, Tensor]:
     return states
 
 
+def set_random_state(states: dict[str, Tensor]) -> None:
+    """Put back what `random_state` gave."""
+    torch.set_rng_state(states["cpu"])
+    if "cuda" in states and torch.cuda.is_available():
+        torch.cuda.set_rng_state(states["cuda"])
+
+
 def load_checkpoint(
     path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, number: int = 0
 ) -> Progress:
@@ -107,9 +114,8 @@ def load_checkpoint(
             # AdamW keeps its step count on the CPU and the moments beside the parameter.
             place = tensor.clone() if moment == "step" else tensor.to(parameters[name].device)
             optimizer.state[parameters[name]][moment] = place
-    torch.set_rng_state(tensors[f"random/{number}/cpu"])
-    if f"random/{number}/cuda" in tensors and torch.cuda.is_available():
-        torch.cuda.set_rng_state(tensors[f"random/{number}/cuda"])
+    begins = f"random/{number}/"
+    set_random_state({k.removeprefix(begins): v for k, v in tensors.items() if k.startswith(begins)})
     return Progress(**read_json(path / "state.json")["progress"])
 
 

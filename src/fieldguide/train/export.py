@@ -21,7 +21,7 @@ from fieldguide.train.fingerprints import some
 from fieldguide.train.folder import CERTIFICATE
 
 CARD = "README.md"
-# The hub's errors derive from those of its HTTP library, which has changed between versions, and from OSError.
+# The hub's errors derive from OSError and from its HTTP library's, which differs between versions.
 PUSH_ERRORS: tuple[type[Exception], ...] = (
     *cast(tuple[type[Exception], ...], HfHubHTTPError.__bases__),
     ValueError,

@@ -36,8 +36,10 @@ from fieldguide.train.checkpoint import (
     keep_last,
     load_checkpoint,
     load_tensors,
+    random_state,
     save_checkpoint,
     save_tensors,
+    set_random_state,
     trained,
 )
 from fieldguide.train.logs import StepLog
@@ -136,6 +138,24 @@ class Loop:
         changes = certificate.weight_changes(self.model, before)
         self.announce(certificate.after_in_words(changes, progress.supervised_tokens))
         return TrainResult(progress, parts, changes, True, time.perf_counter() - began)
+
+    def worst_batch(self) -> list[Row]:
+        """The rows of the batch that takes most memory in the first epoch."""
+        rows = self.rows_of(0)
+        worst = max(
+            self._order(rows, 0), key=lambda n: len(n) * max(rows[i].visual + len(rows[i].ids) for i in n)
+        )
+        return [rows[i] for i in worst]
+
+    def dry_run(self, rows: Sequence[Row]) -> None:
+        """Forward and backward pass of a batch; gradients and random states are as before."""
+        states = random_state()
+        self.model.train()
+        try:
+            self._backward(rows, sum(row.targets for row in rows))
+        finally:
+            self.optimizer.zero_grad()
+            set_random_state(states)
 
     def _begin(self) -> Progress:
         if checkpoints(self.folder):

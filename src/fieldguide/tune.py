@@ -1,0 +1,397 @@
+"""The train stage for models of transformers: a data set goes in, a guide folder comes out.
+
+Open the model → set what trains → see every picture once (the frozen tower's output is stored) → train, in one
+or two stages → calibrate → guide folder. The same loop, checkpoints and certificates as the starter's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from fieldguide.data.dataset import Dataset
+from fieldguide.data.examples import sha256s_of
+from fieldguide.errors import DataError, GuideError
+from fieldguide.guide import Guide, check_free, load_guide
+from fieldguide.records import Example, Note, Turn
+from fieldguide.settings import Recipe
+from fieldguide.writing import write_guide_folder
+
+if TYPE_CHECKING:
+    from fieldguide.answer.trie import LabelTrie
+    from fieldguide.model.opening import Opened
+    from fieldguide.train.loop import TrainResult
+    from fieldguide.train.pictures import LazyPictures, TowerStore
+    from fieldguide.train.rows import Row
+
+DESCRIBE = "Describe this picture."
+
+
+@dataclass(frozen=True)
+class Part:
+    """The examples of one split that can be read, in step with their pictures."""
+
+    examples: tuple[Example, ...]
+    pictures: LazyPictures
+    visual: tuple[int, ...]  # prompt positions of each example's pictures
+
+
+@dataclass
+class Tuning:
+    """Everything a training begins with."""
+
+    recipe: Recipe
+    dataset: Dataset
+    learn: str  # labels, captions or messages
+    labels: tuple[str, ...]
+    notes: dict[str, Note]
+    opened: Opened
+    store: TowerStore | None
+    train: Part
+    val: Part
+    kept: set[str]  # names of the tensors, trained whole, that the guide must hold
+
+    @property
+    def model(self) -> Any:
+        return self.opened.model
+
+    @property
+    def trie(self) -> LabelTrie:
+        from fieldguide.answer.trie import LabelTrie
+
+        return LabelTrie({label: self.model.label_tokens(label) for label in self.labels})
+
+
+def tune_guide(
+    dataset: Dataset,
+    out: Path | str,
+    recipe: Recipe,
+    *,
+    resume: bool = False,
+    announce: Callable[[str], None] = print,
+) -> Guide:
+    """Train a guide from the model that `recipe.train.model` names.
+
+    Args and errors: as `fieldguide.training.train_guide`; also ModelMissing when the model is not to be had.
+    """
+    from fieldguide.model.tuning import prepare_parts
+    from fieldguide.train.checkpoint import checkpoints
+
+    out, settings = Path(out), recipe.train
+    check_free(out)
+    tuning = _open(dataset, recipe, announce)
+    _start_from(tuning)
+    if settings.pretrain_epochs:
+        first = _first_stage(recipe)
+        tuning.model.network = prepare_parts(
+            tuning.model.network, tuning.model.family, first.train, settings.model
+        )
+        before = out / "checkpoints" / "pretrain"
+        _run(replace(tuning, recipe=first, learn=_pretrains_on(tuning)), before, bool(checkpoints(before)), announce)
+        tuning.model.network.requires_grad_(False)
+    _attach(tuning)
+    folder = out / "checkpoints"
+    result = _run(tuning, folder, resume and bool(checkpoints(folder) or not settings.pretrain_epochs), announce)
+    return _write(out, tuning, result)
+
+
+# ---- preparing
+
+
+def what_to_learn(dataset: Dataset, wanted: str) -> str:
+    """`labels`, `messages` or `captions`: what the recipe asks for, or the first that there is.
+
+    Raises:
+        DataError: when the training examples have nothing of it.
+    """
+    examples = dataset.of("train")
+    has = {
+        "labels": any(e.label for e in examples),
+        "messages": any(e.messages for e in examples),
+        "captions": any(e.captions for e in examples),
+    }
+    found = next((kind for kind, there in has.items() if there), "") if wanted == "auto" else wanted
+    if not found or not has[found]:
+        raise DataError(
+            f"{dataset.folder}: no training example has {found or 'a label, a conversation or a caption'}",
+            "import data that has, or set train.learn",
+        )
+    return found
+
+
+def _open(dataset: Dataset, recipe: Recipe, announce: Callable[[str], None]) -> Tuning:
+    import torch
+
+    from fieldguide.model.fourbit import keep_unpacked
+    from fieldguide.model.opening import open_model
+    from fieldguide.train.pictures import TowerStore
+
+    learn = what_to_learn(dataset, recipe.train.learn)
+    labels: tuple[str, ...] = ()
+    if learn == "labels":
+        trained = {e.label for e in dataset.of("train") if e.label}
+        labels = tuple(label for label in dataset.labels if label in trained)
+        if len(labels) < 2:
+            raise DataError(
+                f"{dataset.folder}: {len(labels)} label(s) with training pictures; a guide needs at least two",
+                f"fieldguide look {dataset.folder}",
+            )
+    torch.manual_seed(recipe.train.seed)  # adapters, and projectors made anew, start at random
+    opened = open_model(recipe.train, announce=announce)
+    for line in opened.said:
+        announce(line)
+    keep_unpacked(opened.model.network)
+    store, family = None, opened.model.family
+    if family.caches and recipe.train.vision_part == "frozen":
+        store = TowerStore(opened.model, opened.sha256)
+    elif family.vision:
+        why = f"{family.name} does not allow it" if not family.caches else "it is trained"
+        announce(f"the vision tower runs at every step: its output cannot be stored, since {why}")
+    train, val = (
+        _part(dataset, learn, labels, split, opened, store, announce) for split in ("train", "val")
+    )
+    if not train.examples:
+        raise DataError(f"{dataset.folder}: no training example can be read", "import again")
+    notes = {label: note for label in labels if (note := dataset.note(label)) is not None}
+    return Tuning(recipe, dataset, learn, labels, notes, opened, store, train, val, set())
+
+
+def _part(
+    dataset: Dataset,
+    learn: str,
+    labels: Sequence[str],
+    split: str,
+    opened: Opened,
+    store: TowerStore | None,
+    announce: Callable[[str], None],
+) -> Part:
+    from fieldguide.train.pictures import LazyPictures
+
+    examples = [e for e in dataset.of(split) if (e.label in labels if learn == "labels" else _said(e, learn))]
+    if not opened.model.family.vision:
+        if shown := [e for e in examples if e.image]:
+            raise DataError(
+                f"{dataset.folder}: {shown[0].image} is a picture, and {opened.name} reads text only",
+                "choose a vision-language model, or import the texts alone",
+            )
+    paths = tuple(tuple(dataset.paths(e)) for e in examples)
+    pictures = LazyPictures(opened.model, paths, tuple(sha256s_of(e) for e in examples), store)
+    visual, failed = pictures.look_through(announce, f"seeing {split} pictures")
+    kept = [i for i in range(len(examples)) if i not in failed]
+    return Part(tuple(examples[i] for i in kept), pictures.only(kept), tuple(visual[i] for i in kept))
+
+
+def _said(example: Example, learn: str) -> bool:
+    return bool(example.messages if learn == "messages" else example.captions)
+
+
+def _first_stage(recipe: Recipe) -> Recipe:
+    settings = recipe.train
+    train = replace(
+        settings,
+        language_part="frozen",
+        vision_part="frozen",
+        projector_part="full",
+        projector_learning_rate=settings.pretrain_learning_rate,
+        epochs=settings.pretrain_epochs,
+    )
+    return replace(recipe, train=train)
+
+
+def _pretrains_on(tuning: Tuning) -> str:
+    return "captions" if any(e.captions for e in tuning.train.examples) else tuning.learn
+
+
+def _attach(tuning: Tuning) -> None:
+    """Set what trains in the main stage, and note what the guide must hold of tensors trained whole."""
+    from fieldguide.model.families import plain_name
+    from fieldguide.model.tuning import prepare_parts
+
+    settings, model = tuning.recipe.train, tuning.model
+    for name, _ in model.network.named_parameters():
+        if settings.pretrain_epochs and model.family.part_of(name) == "projector":
+            tuning.kept.add(plain_name(name))
+    model.network = prepare_parts(model.network, model.family, settings, tuning.opened.name)
+    for name, parameter in model.network.named_parameters():
+        if parameter.requires_grad and "lora_" not in name:
+            tuning.kept.add(plain_name(name))
+    if settings.start_from:
+        from fieldguide.model.tuned import put_adapter
+
+        put_adapter(model.network, Path(settings.start_from))
+
+
+def _start_from(tuning: Tuning) -> None:
+    """Begin with what another guide has learnt: its tensors now, its adapter when there is one here."""
+    from fieldguide.model.tuned import put_tensors
+
+    settings = tuning.recipe.train
+    if not settings.start_from:
+        return
+    other = load_guide(settings.start_from)
+    base = other.info["base_model"]
+    if base["sha256"] != tuning.opened.sha256:
+        raise GuideError(
+            f"{settings.start_from}: was trained on another model ({base['name']})", "start from a guide of this one"
+        )
+    if (other.folder / "adapter").is_dir() and settings.language_part != "lora":
+        raise GuideError(
+            f"{settings.start_from}: has an adapter, which a language part set to {settings.language_part!r} "
+            "cannot go on from",
+            "fieldguide merge it first, and name the merged folder as train.model",
+        )
+    tuning.kept |= put_tensors(tuning.model.network, other.folder)
+
+
+# ---- training
+
+
+def rows_maker(tuning: Tuning, part: Part) -> Callable[[int], list[Row]]:
+    """The rows of each epoch, with the positions that their pictures take."""
+    from fieldguide.train.rows import conversation_row, epoch_rows
+
+    recipe, prompt = tuning.recipe, tuning.model.prompt
+
+    def rows_of(epoch: int) -> list[Row]:
+        if tuning.learn == "labels":
+            rows = epoch_rows(prompt, part.examples, tuning.notes, recipe.train, recipe.answer, epoch)
+        else:
+            rows = [
+                conversation_row(prompt, i, _turns(e, tuning.learn, epoch), e.image or e.id, bool(e.image))
+                for i, e in enumerate(part.examples)
+            ]
+        return [replace(row, visual=part.visual[row.picture]) for row in rows]
+
+    return rows_of
+
+
+def _turns(example: Example, learn: str, epoch: int) -> Sequence[Turn]:
+    if learn == "messages":
+        return example.messages
+    caption = example.captions[epoch % len(example.captions)]
+    return (Turn("user", DESCRIBE), Turn("assistant", caption))
+
+
+def _run(tuning: Tuning, folder: Path, resume: bool, announce: Callable[[str], None]) -> TrainResult:
+    from fieldguide.model.tuning import make_optimizer
+    from fieldguide.train.loop import Loop
+    from fieldguide.train.memory import plan_memory
+    from fieldguide.train.rows import check_lengths
+
+    settings, model, recipe = tuning.recipe.train, tuning.model, tuning.recipe
+    rows_of = rows_maker(tuning, tuning.train)
+    before = len(model.prompt.before(recipe.answer.question))
+    for epoch in range(min(3, settings.epochs)):
+        check_lengths(rows_of(epoch), before, 0, model.context)
+    loop = Loop(
+        model,
+        rows_of,
+        tuning.train.pictures,
+        _validation(tuning) if tuning.val.examples else None,
+        folder,
+        settings,
+        recipe.answer.question,
+        _identity(tuning),
+        announce,
+        lambda groups: make_optimizer(groups, settings),
+        tuning.opened.precision,
+    )
+    announce(plan_memory(loop, settings).in_words())
+    return loop.run(resume=resume)
+
+
+def _identity(tuning: Tuning) -> dict[str, Any]:
+    """What a checkpoint belongs to."""
+    return {
+        "data set": tuning.dataset.fingerprint,
+        "training settings": asdict(tuning.recipe.train),
+        "questions": asdict(tuning.recipe.answer),
+        "prompt": tuning.model.prompt.template.to_dict(),
+        "learns": tuning.learn,
+        "weights": tuning.opened.sha256,
+    }
+
+
+def _validation(tuning: Tuning) -> Callable[[], dict[str, float]]:
+    """Loss (nats) on the validation examples; with labels that of the choice among them, and accuracy."""
+    from fieldguide.answer.calibrate import measure
+    from fieldguide.train.rowloss import rows_loss
+
+    answer, val = tuning.recipe.answer, tuning.val
+    labels = [e.label for e in val.examples]
+
+    def validate() -> dict[str, float]:
+        if tuning.learn != "labels":
+            rows = rows_maker(tuning, val)(0)
+            return {"loss": rows_loss(tuning.model, answer.question, val.pictures, rows, tuning.recipe.train)}
+        loss, accuracy = measure(
+            tuning.model, answer.question, val.pictures, labels, tuning.trie, batch_size=answer.batch_size
+        )
+        return {"loss": loss, "accuracy": accuracy}
+
+    return validate
+
+
+# ---- writing
+
+
+def _write(out: Path, tuning: Tuning, result: TrainResult) -> Guide:
+    from fieldguide.answer.calibrate import calibrate
+    from fieldguide.model.opening import card_of
+    from fieldguide.model.tuned import save_tuned
+    from fieldguide.train.fingerprints import base_hash
+
+    model, recipe = tuning.model, tuning.recipe
+    model.eval()
+    calibration: dict[str, Any] = {"temperature": 1.0, "note": "no labels to calibrate"}
+    if tuning.labels:
+        actual = [e.label for e in tuning.val.examples]
+        question = recipe.answer.question
+        calibration = calibrate(model, question, tuning.val.pictures, actual, tuning.trie).to_dict()
+    parts = save_tuned(out, model.network, tuning.kept)
+    card = card_of(tuning.opened)
+    identity = {
+        "labels": list(tuning.labels),
+        "template": model.prompt.template.to_dict(),
+        "projector": {"kind": "network", "trained": sorted(tuning.kept)},
+        "encoder": {"key": tuning.store.key if tuning.store else "", "runtime": "torch"},
+        "base_model": {
+            "name": card["name"],
+            "kind": "hub",
+            "sha256": tuning.opened.sha256,
+            "network_sha256": base_hash(model.network, tuning.kept),
+        },
+        "calibration": calibration,
+        "settings": recipe.to_dict(),
+    }
+    return write_guide_folder(
+        out,
+        parts,
+        identity,
+        dataset=tuning.dataset,
+        notes=list(tuning.notes.values()),
+        examples=[*tuning.train.examples, *tuning.val.examples],
+        models={"base model": card},
+        training=_record(tuning, result),
+    )
+
+
+def _record(tuning: Tuning, result: TrainResult) -> dict[str, Any]:
+    progress = result.progress
+    return {
+        "learns": tuning.learn,
+        "training_pictures": len(tuning.train.examples),
+        "validation_pictures": len(tuning.val.examples),
+        "epochs": progress.epoch,
+        "best_epoch": progress.best_epoch + 1,
+        "steps": progress.step,
+        "supervised_tokens": progress.supervised_tokens,
+        "seconds": round(result.seconds, 1),
+        "arithmetic": list(tuning.opened.said),
+        "parts": result.parts,
+        "changes": result.changes,
+        "frozen_parts_unchanged": result.frozen_unchanged,
+        "history": progress.history,
+    }
