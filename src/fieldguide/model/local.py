@@ -14,7 +14,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Protocol, Self
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -31,11 +31,11 @@ class Pictures(Protocol):
         """How many."""
         ...
 
-    def rows(self, chosen: Tensor | slice) -> Self:
+    def rows(self, chosen: Tensor | slice) -> Pictures:
         """Some of them, by row numbers or as a slice."""
         ...
 
-    def to(self, device: torch.device) -> Self:
+    def to(self, device: torch.device) -> Pictures:
         """The same on a device."""
         ...
 
