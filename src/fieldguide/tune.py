@@ -245,6 +245,30 @@ def _start_from(tuning: Tuning) -> None:
     tuning.kept |= put_tensors(tuning.model.network, other.folder)
 
 
+def rows_for_probes(
+    opened: Opened, guide: Guide, dataset: Dataset, count: int
+) -> list[tuple[tuple[Path, ...], list[int], tuple[int, ...], tuple[bool, ...]]]:
+    """Rows like those a guide learnt: pictures, tokens before them, tokens behind them, which are learnt."""
+    from fieldguide.train.rows import conversation_row, label_row
+
+    prompt, learn = opened.model.prompt, str(guide.info["training"]["learns"])
+    question = guide.answer_settings.question
+    rows = []
+    for example in (*dataset.of("val"), *dataset.of("train")):
+        if len(rows) == count:
+            break
+        name, shown = example.image or example.id, bool(example.image)
+        if learn == "labels" and example.label in guide.labels:
+            row = label_row(prompt, 0, example.label, name, question)
+        elif learn != "labels" and _said(example, learn):
+            row = conversation_row(prompt, 0, _turns(example, learn, 0), name, shown)
+        else:
+            continue
+        before = prompt.before(question, shown)
+        rows.append((tuple(dataset.paths(example)), before, row.ids, row.supervised))
+    return rows
+
+
 # ---- training
 
 

@@ -128,11 +128,12 @@ class HubModel(LocalModel):
         """
         return self.side_by_side([self.show(image) for image in images])
 
-    def show(self, image: Image.Image) -> Shown:
-        """One picture; raises as `prepare` does."""
+    def show(self, image: Image.Image, processor: Any = None) -> Shown:
+        """One picture, by the model's processor or another equal one; raises as `prepare` does."""
+        processor = processor or self.processor
         if self.processor is None:
             raise DataError("this model reads text only, and the example has a picture", "choose another model")
-        made = self.processor(text=[self.mark], images=[[image]], return_tensors="pt")
+        made = processor(text=[self.mark], images=[[image]], return_tensors="pt")
         tokens = self._places(made["input_ids"][0].tolist())
         return Shown(tuple(tokens), {name: made[name] for name in made if name not in NOT_FEATURES})
 
@@ -169,15 +170,19 @@ class HubModel(LocalModel):
         with standing_in(self.bare, self.family, states):
             return self.bare.model.get_image_features(**joined, return_dict=True)
 
-    def joined(self, shown: Sequence[Shown]) -> dict[str, Tensor]:
-        """The arguments of `get_image_features` for several pictures, their tiles one after the other."""
+    def joined(self, shown: Sequence[Shown], device: torch.device | None = None) -> dict[str, Tensor]:
+        """The arguments of `get_image_features` for several pictures, their tiles one after the other.
+
+        Args:
+            device: where they are wanted; None for the model's own.
+        """
         found = {}
         for name in shown[0].inputs:
             values = [picture.inputs[name] for picture in shown]
             if self.family.tiles == "flat" and values[0].dim() == 5:  # (1, tiles, C, H, W)
                 values = [value[0] for value in values]
             whole = torch.cat(values, dim=1 if self.family.tiles == "in one row" else 0)
-            found[name] = whole.to(self.device)
+            found[name] = whole.to(device or self.device)
         return found
 
     # ---- reading
