@@ -24,7 +24,7 @@ STAGES = "The stages of build, one by one"
 MACHINE = "Models and this machine"
 ORDER = (
     "build", "ask", "classify",
-    "import", "look", "embed", "train", "evaluate", "score",
+    "import", "look", "embed", "train", "evaluate", "merge", "export", "score",
     "models", "doctor",
 )  # fmt: skip
 
@@ -394,6 +394,9 @@ def evaluate_command(
     folder = dataset or guide / DATASET_FOLDER
     if dataset is None and not folder.is_dir():
         raise DataError(f"{guide}: holds no data set of its own", f"fieldguide evaluate {guide} DATASET")
+    if not wanted.labels:
+        _evaluate_words(wanted, folder, split, out, force)
+        return
     found = evaluate(wanted, load_dataset(folder), split=split, out=out, force=force)
     metrics, interval = found.metrics, found.metrics.accuracy_interval
     typer.echo(
@@ -404,6 +407,101 @@ def evaluate_command(
         typer.echo(f"{metrics.unanswered} pictures got no answer and count as wrong")
     typer.echo(verdict(found))
     typer.echo(f"report: {found.folder}/index.html")
+
+
+def _evaluate_words(guide: Any, folder: Path, split: str, out: Path | None, force: bool) -> None:
+    from fieldguide.data.dataset import load_dataset
+    from fieldguide.report.words import verdict_in_words
+    from fieldguide.rowtest import evaluate_rows
+
+    found = evaluate_rows(guide, load_dataset(folder), split=split, out=out, force=force, announce=typer.echo)
+    low, high = found.loss_interval.low, found.loss_interval.high
+    typer.echo(
+        f"loss {found.loss:.3f} nats a token ({low:.3f} to {high:.3f}) on {found.rows} {split} rows; "
+        f"base model {found.base_loss:.3f}"
+    )
+    typer.echo(verdict_in_words(found))
+    typer.echo(f"report: {out or guide.folder / 'report'}/index.html")
+
+
+@app.command("merge", rich_help_panel=STAGES)
+def merge_command(
+    guide: GuideFolder,
+    out: Annotated[
+        Path,
+        typer.Option("--out", "-o", metavar="FOLDER", help="The merged model to be.", show_default=False),
+    ],
+    dataset: Annotated[
+        Path | None,
+        typer.Option(metavar="DATASET", help="Rows to compare answers on, else the guide's own."),
+    ] = None,
+) -> None:
+    """Put a guide's adapter into its base model: a plain folder, proved equal."""
+    from fieldguide.guide import load_guide
+    from fieldguide.merging import merge_guide
+
+    loaded = load_guide(guide)
+    merge_guide(loaded, out, _rows_for(guide, dataset), announce=typer.echo)
+
+
+@app.command("export", rich_help_panel=STAGES)
+def export_command(
+    source: Annotated[Path, typer.Argument(metavar="GUIDE|DATASET", help="A guide, or a data set.")],
+    to: Annotated[
+        str,
+        typer.Option(
+            "--to",
+            metavar="FORMAT",
+            help="A guide: transformers, ollama, hub. A data set: llava, sharegpt, parquet.",
+            show_default=False,
+        ),
+    ],
+    out: Annotated[
+        Path, typer.Option("--out", "-o", metavar="PATH", help="Where to write it.", show_default=False)
+    ],
+    dataset: Annotated[
+        Path | None,
+        typer.Option(metavar="DATASET", help="Rows to prove a merge on, else the guide's own."),
+    ] = None,
+    merged: Annotated[Path | None, typer.Option(metavar="FOLDER", help="What merge wrote.")] = None,
+    base: Annotated[str, typer.Option(metavar="NAME", help="Ollama's name of the base model.")] = "",
+    repo: Annotated[str, typer.Option(metavar="OWNER/NAME", help="Of the model hub.")] = "",
+    push: Annotated[bool, typer.Option("--push", help="Send it to the hub; else it is only shown.")] = False,
+    split: Annotated[str, typer.Option(metavar="SPLIT", help="Of a data set; all if not given.")] = "",
+) -> None:
+    """Make a guide ready for transformers, Ollama or a model hub; or a data set for another trainer."""
+    if (source / "dataset.json").is_file():
+        from fieldguide.data.dataset import load_dataset
+        from fieldguide.data.export import export_examples
+
+        count = export_examples(load_dataset(source), to, out, split=split, announce=typer.echo)
+        typer.echo(
+            f"{out}: {count} rows" + ("" if split else ", those for testing too (--split leaves them out)")
+        )
+        return
+    from fieldguide.errors import SettingsError
+    from fieldguide.guide import load_guide
+    from fieldguide.merging import TARGETS, export_guide
+
+    if to not in TARGETS:
+        raise SettingsError(f"--to {to}: not known for a guide", f"one of {', '.join(TARGETS)}")
+    rows = None if to == "ollama" or merged is not None else _rows_for(source, dataset)
+    export_guide(
+        load_guide(source), out, to=to, dataset=rows, merged=merged, repo_id=repo, push=push, base=base,
+        announce=typer.echo,
+    )  # fmt: skip
+
+
+def _rows_for(guide: Path, dataset: Path | None) -> Any:
+    """The data set that is given, or that lies in the guide."""
+    from fieldguide.build import DATASET_FOLDER
+    from fieldguide.data.dataset import load_dataset
+    from fieldguide.errors import DataError
+
+    folder = dataset or guide / DATASET_FOLDER
+    if dataset is None and not folder.is_dir():
+        raise DataError(f"{guide}: holds no data set of its own", "give one with --dataset")
+    return load_dataset(folder)
 
 
 @app.command("score", rich_help_panel=STAGES)

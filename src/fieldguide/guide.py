@@ -142,13 +142,13 @@ class Guide:
         """
         paths = [Path(picture) for picture in pictures]
         answers: list[Answer | None] = [None] * len(paths)
-        pictures, places, errors = self._pictures(paths)
+        read, places, errors = self._pictures(paths)
         for i, reason in errors.items():
             answers[i] = Answer(str(paths[i]), error=reason)
         size = self.answer_settings.batch_size
         for start in range(0, len(places), size):
             for i, scores in zip(
-                places[start : start + size], self._scores(pictures, start, start + size, top_k), strict=True
+                places[start : start + size], self._scores(read, start, start + size, top_k), strict=True
             ):
                 answers[i] = Answer(str(paths[i]), scores[0].label, scores[0].probability, tuple(scores))
         return [answer for answer in answers if answer is not None]
@@ -179,7 +179,9 @@ class Guide:
         assert places == [0]
         started = self.model.start(settings.question, pictures, prefix=self._prefix)
         if not self.labels:
-            return replace(Answer(str(picture)), text=self._free(pictures, question.strip() or settings.question))
+            return replace(
+                Answer(str(picture)), text=self._free(pictures, question.strip() or settings.question)
+            )
         wanted = top_k or settings.top_k
         scores = search(self.model, started, self.trie, top_k=wanted, temperature=self.temperature)[0]
         label, text = scores[0].label, ""
@@ -198,17 +200,20 @@ class Guide:
     def _check_length(self, label: str, turn: str, visual: int) -> None:
         prompt, settings = self.model.prompt, self.answer_settings
         fixed = len(prompt.before(settings.question)) + visual
-        used = fixed + len(prompt.after(settings.question)) + len(prompt.answer(label)) + settings.max_new_tokens
+        used = (
+            fixed + len(prompt.after(settings.question)) + len(prompt.answer(label)) + settings.max_new_tokens
+        )
         room = self.model.context - used
         if (length := len(prompt.follow_up(turn))) > room:
             whole = f"the question together with the notes on {label!r} has {length} tokens"
             raise DataError(f"{whole}, of which {room} fit", "ask a shorter one")
 
     def _pictures(self, paths: Sequence[Path]) -> tuple[Pictures, list[int], dict[int, str]]:
-        """The readable pictures in the model's form, their places in `paths`, and the reasons for the others."""
+        """The readable pictures in the model's form, their places in `paths`, reasons for the others."""
         if self.tuned:
-            from fieldguide.model.hub import read_pictures
+            from fieldguide.model.hub import HubModel, read_pictures
 
+            assert isinstance(self.model, HubModel)
             return read_pictures(self.model, paths)
         return self._features(paths)
 
@@ -298,7 +303,9 @@ def load_guide(folder: Path | str) -> Guide:
         maker = info.get("versions", {}).get("fieldguide", "unknown")
         raise GuideError(f"{folder}: made by a newer version ({maker})", "update fieldguide")
     may_be_empty = ("labels",) if info.get("base_model", {}).get("kind") == "hub" else ()
-    absent = [n for n in ("fingerprint", *IDENTITY) if not info.get(n) and not (n in may_be_empty and n in info)]
+    absent = [
+        n for n in ("fingerprint", *IDENTITY) if not info.get(n) and not (n in may_be_empty and n in info)
+    ]
     if absent:
         raise GuideError(f"{manifest}: says nothing of {', '.join(absent)}", "build it again")
     if fingerprint({name: info[name] for name in IDENTITY}) != info["fingerprint"]:

@@ -1,7 +1,7 @@
 """The merge and export stages: a guide becomes a folder that needs nothing of ours.
 
-    merge_guide(guide, out)                   a plain transformers folder, proved on the guide's own rows
-    export_guide(guide, out, to="ollama")     …made ready for somewhere else
+merge_guide(guide, out)                   a plain transformers folder, proved on the guide's own rows
+export_guide(guide, out, to="ollama")     …made ready for somewhere else
 """
 
 from __future__ import annotations
@@ -30,12 +30,12 @@ TARGETS = ("transformers", "ollama", "hub")
 def merge_guide(
     guide: Guide, out: Path | str, dataset: Dataset, *, announce: Callable[[str], None] = print
 ) -> Certificate:
-    """Merge a guide's adapter and trained tensors into its base; nothing is written unless answers stay equal.
+    """Merge a guide's adapter and trained tensors into its base, or write nothing.
 
     Args:
         guide: of a model of transformers.
         out: the folder to write; must not exist, or be empty.
-        dataset: holds rows like those it was trained on: its validation rows are compared, else training rows.
+        dataset: holds rows like those it was trained on: answers are compared on them.
 
     Raises:
         GuideError: when base, adapter and trained tensors do not belong together.
@@ -45,7 +45,7 @@ def merge_guide(
     from fieldguide.train.fingerprints import tensors_hash
     from fieldguide.train.merge import MergeIdentity, merge
 
-    opened = _base(guide, announce)
+    opened = base_of(guide, announce)
     full = full_tensors(guide.folder)
     adapter = {
         name.partition("/")[2]: digest
@@ -74,7 +74,7 @@ def merge_guide(
     return certificate
 
 
-def _base(guide: Guide, announce: Callable[[str], None]) -> Opened:
+def base_of(guide: Guide, announce: Callable[[str], None]) -> Opened:
     """The guide's base as it was trained on, without its adapter."""
     from fieldguide.model.fourbit import keep_unpacked
     from fieldguide.model.opening import open_model
@@ -99,7 +99,8 @@ def licences_of(guide: Guide) -> tuple[Licence, ...]:
     from fieldguide.train.folder import Licence
 
     cards = [
-        Licence(c["role"], c["name"], c["licence"], c.get("source", "")) for c in guide.info["models"].values()
+        Licence(c["role"], c["name"], c["licence"], c.get("source", ""))
+        for c in guide.info["models"].values()
     ]
     stated = guide.info["dataset"]["licences"] or ["not stated"]
     return (*cards, *(Licence("data set", "training pictures", licence) for licence in stated))
@@ -116,7 +117,8 @@ def probes(opened: Opened, guide: Guide, dataset: Dataset) -> list[Probe]:
     rows = rows_for_probes(opened, guide, dataset, PROBES)
     if not rows:
         raise DataError(
-            f"{dataset.folder}: no row there that this guide could have learnt", "give the data set it was trained on"
+            f"{dataset.folder}: no row there that this guide could have learnt",
+            "give the data set it was trained on",
         )
     return [_probe(opened, paths, before, ids, supervised) for paths, before, ids, supervised in rows]
 
@@ -168,7 +170,7 @@ def export_guide(
     """Make a guide ready for another program.
 
     Args:
-        to: `transformers` (a plain folder), `ollama` (a Modelfile with the adapter), `hub` (with a model card).
+        to: `transformers` (a plain folder), `ollama` (a Modelfile and adapter), `hub` (with a model card).
         dataset: rows to prove a merge on, where `merged` is not given.
         merged: what `merge_guide` wrote.
         repo_id, push: of the hub; without `push` the folder is written and shown, and nothing sent.
@@ -214,7 +216,8 @@ def _shows(guide: Guide) -> bool:
 def _merge(guide: Guide, out: Path, dataset: Dataset | None, announce: Callable[[str], None]) -> None:
     if dataset is None:
         raise DataError(
-            "merging is proved on rows of a data set, and none was given", f"--dataset DATASET, for {guide.folder}"
+            "merging is proved on rows of a data set, and none was given",
+            f"--dataset DATASET, for {guide.folder}",
         )
     merge_guide(guide, out, dataset, announce=announce)
 
@@ -223,7 +226,7 @@ def _export_ollama(guide: Guide, out: Path, base: str, announce: Callable[[str],
     from fieldguide.model.tuned import full_tensors
     from fieldguide.train.ollama import export_ollama
 
-    opened = _base(guide, announce)
+    opened = base_of(guide, announce)
     adapter = guide.folder / "adapter"
     made = export_ollama(
         out,

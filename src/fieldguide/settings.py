@@ -103,7 +103,9 @@ class TrainSettings:
     gradient_checkpointing: bool = False  # compute again instead of keeping: less memory, more time
     optimizer: str = "adamw"  # or adamw8bit
     memory_limit_gb: float = 0.0  # of a device; 0 for what it has
-    learn: str = "auto"  # labels, captions or messages; auto: the first of labels, messages, captions there is
+    learn: str = (
+        "auto"  # labels, captions or messages; auto: the first of labels, messages, captions there is
+    )
     pretrain_epochs: int = 0  # a first stage in which the projector alone learns from captions
     pretrain_learning_rate: float = 1e-3
     start_from: str = ""  # a guide whose adapter and projector training begins with
@@ -166,8 +168,10 @@ class TrainSettings:
                 told = ", ".join(repr(choice) for choice in known)
                 found.append(f"{name}={getattr(self, name)!r} must be one of {told}")
         if "frozen" == self.language_part == self.vision_part == self.projector_part:
-            found.append("language_part, vision_part and projector_part are all frozen: nothing would be learnt")
-        if not 0 <= self.warmup < math.inf or 0 < self.warmup % 1 and self.warmup > 1:
+            found.append(
+                "language_part, vision_part and projector_part are all frozen: nothing would be learnt"
+            )
+        if not 0 <= self.warmup < math.inf or (self.warmup % 1 > 0 and self.warmup > 1):
             found.append(f"warmup={self.warmup} must be a share below 1, or a number of steps")
         if not 0 <= self.lora_dropout < 1:
             found.append(f"lora_dropout={self.lora_dropout} must be a share below 1")

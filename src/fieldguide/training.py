@@ -318,4 +318,3 @@ def _record(setup: Setup, result: TrainResult) -> dict[str, Any]:
         "frozen_parts_unchanged": result.frozen_unchanged,
         "history": progress.history,
     }
-

@@ -1,7 +1,7 @@
 """The train stage for models of transformers: a data set goes in, a guide folder comes out.
 
-Open the model → set what trains → see every picture once (the frozen tower's output is stored) → train, in one
-or two stages → calibrate → guide folder. The same loop, checkpoints and certificates as the starter's.
+Open the model → set what trains → see every picture once (the frozen tower's output is stored) → train, in
+one or two stages → calibrate → guide folder. The same loop, checkpoints and certificates as the starter's.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from fieldguide.writing import write_guide_folder
 
 if TYPE_CHECKING:
     from fieldguide.answer.trie import LabelTrie
+    from fieldguide.model.hub import HubModel
     from fieldguide.model.opening import Opened
     from fieldguide.train.loop import TrainResult
     from fieldguide.train.pictures import LazyPictures, TowerStore
@@ -89,11 +90,18 @@ def tune_guide(
             tuning.model.network, tuning.model.family, first.train, settings.model
         )
         before = out / "checkpoints" / "pretrain"
-        _run(replace(tuning, recipe=first, learn=_pretrains_on(tuning)), before, bool(checkpoints(before)), announce)
+        _run(
+            replace(tuning, recipe=first, learn=_pretrains_on(tuning)),
+            before,
+            bool(checkpoints(before)),
+            announce,
+        )
         tuning.model.network.requires_grad_(False)
     _attach(tuning)
     folder = out / "checkpoints"
-    result = _run(tuning, folder, resume and bool(checkpoints(folder) or not settings.pretrain_epochs), announce)
+    result = _run(
+        tuning, folder, resume and bool(checkpoints(folder) or not settings.pretrain_epochs), announce
+    )
     return _write(out, tuning, result)
 
 
@@ -135,7 +143,7 @@ def _open(dataset: Dataset, recipe: Recipe, announce: Callable[[str], None]) -> 
         labels = tuple(label for label in dataset.labels if label in trained)
         if len(labels) < 2:
             raise DataError(
-                f"{dataset.folder}: {len(labels)} label(s) with training pictures; a guide needs at least two",
+                f"{dataset.folder}: {len(labels)} label(s) with training pictures, two are needed",
                 f"fieldguide look {dataset.folder}",
             )
     torch.manual_seed(recipe.train.seed)  # adapters, and projectors made anew, start at random
@@ -149,9 +157,7 @@ def _open(dataset: Dataset, recipe: Recipe, announce: Callable[[str], None]) -> 
     elif family.vision:
         why = f"{family.name} does not allow it" if not family.caches else "it is trained"
         announce(f"the vision tower runs at every step: its output cannot be stored, since {why}")
-    train, val = (
-        _part(dataset, learn, labels, split, opened, store, announce) for split in ("train", "val")
-    )
+    train, val = (_part(dataset, learn, labels, split, opened, store, announce) for split in ("train", "val"))
     if not train.examples:
         raise DataError(f"{dataset.folder}: no training example can be read", "import again")
     notes = {label: note for label in labels if (note := dataset.note(label)) is not None}
@@ -167,20 +173,54 @@ def _part(
     store: TowerStore | None,
     announce: Callable[[str], None],
 ) -> Part:
+    examples = [e for e in dataset.of(split) if (e.label in labels if learn == "labels" else _said(e, learn))]
+    return _see(opened.model, dataset, examples, store, announce, f"seeing {split} pictures")
+
+
+def _see(
+    model: HubModel,
+    dataset: Dataset,
+    examples: Sequence[Example],
+    store: TowerStore | None,
+    announce: Callable[[str], None],
+    description: str,
+) -> Part:
+    """The examples whose pictures can be read.
+
+    Raises:
+        DataError: when there are pictures and the model reads none.
+    """
     from fieldguide.train.pictures import LazyPictures
 
-    examples = [e for e in dataset.of(split) if (e.label in labels if learn == "labels" else _said(e, learn))]
-    if not opened.model.family.vision:
-        if shown := [e for e in examples if e.image]:
-            raise DataError(
-                f"{dataset.folder}: {shown[0].image} is a picture, and {opened.name} reads text only",
-                "choose a vision-language model, or import the texts alone",
-            )
+    if not model.family.vision and (shown := [e for e in examples if e.image]):
+        raise DataError(
+            f"{dataset.folder}: {shown[0].image} is a picture, and this model reads text only",
+            "choose a vision-language model, or import the texts alone",
+        )
     paths = tuple(tuple(dataset.paths(e)) for e in examples)
-    pictures = LazyPictures(opened.model, paths, tuple(sha256s_of(e) for e in examples), store)
-    visual, failed = pictures.look_through(announce, f"seeing {split} pictures")
+    pictures = LazyPictures(model, paths, tuple(sha256s_of(e) for e in examples), store)
+    visual, failed = pictures.look_through(announce, description)
     kept = [i for i in range(len(examples)) if i not in failed]
     return Part(tuple(examples[i] for i in kept), pictures.only(kept), tuple(visual[i] for i in kept))
+
+
+def rows_of_split(
+    model: HubModel, guide: Guide, dataset: Dataset, split: str, announce: Callable[[str], None]
+) -> tuple[Part, list[Row]]:
+    """The examples of a split that a guide without labels can be measured on, and their rows."""
+    from fieldguide.train.rows import conversation_row
+
+    learn = str(guide.info["training"]["learns"])
+    chosen = [e for e in dataset.examples if split in (e.split, "all") and _said(e, learn)]
+    part = _see(model, dataset, chosen, None, announce, f"seeing {split} pictures")
+    rows = [
+        replace(
+            conversation_row(model.prompt, i, turns_of(e, learn, 0), e.image or e.id, bool(e.image)),
+            visual=part.visual[i],
+        )
+        for i, e in enumerate(part.examples)
+    ]
+    return part, rows
 
 
 def _said(example: Example, learn: str) -> bool:
@@ -234,7 +274,8 @@ def _start_from(tuning: Tuning) -> None:
     base = other.info["base_model"]
     if base["sha256"] != tuning.opened.sha256:
         raise GuideError(
-            f"{settings.start_from}: was trained on another model ({base['name']})", "start from a guide of this one"
+            f"{settings.start_from}: was trained on another model ({base['name']})",
+            "start from a guide of this one",
         )
     if (other.folder / "adapter").is_dir() and settings.language_part != "lora":
         raise GuideError(
@@ -253,7 +294,7 @@ def rows_for_probes(
 
     prompt, learn = opened.model.prompt, str(guide.info["training"]["learns"])
     question = guide.answer_settings.question
-    rows = []
+    rows: list[Any] = []
     for example in (*dataset.of("val"), *dataset.of("train")):
         if len(rows) == count:
             break
@@ -261,7 +302,7 @@ def rows_for_probes(
         if learn == "labels" and example.label in guide.labels:
             row = label_row(prompt, 0, example.label, name, question)
         elif learn != "labels" and _said(example, learn):
-            row = conversation_row(prompt, 0, _turns(example, learn, 0), name, shown)
+            row = conversation_row(prompt, 0, turns_of(example, learn, 0), name, shown)
         else:
             continue
         before = prompt.before(question, shown)
@@ -283,7 +324,7 @@ def rows_maker(tuning: Tuning, part: Part) -> Callable[[int], list[Row]]:
             rows = epoch_rows(prompt, part.examples, tuning.notes, recipe.train, recipe.answer, epoch)
         else:
             rows = [
-                conversation_row(prompt, i, _turns(e, tuning.learn, epoch), e.image or e.id, bool(e.image))
+                conversation_row(prompt, i, turns_of(e, tuning.learn, epoch), e.image or e.id, bool(e.image))
                 for i, e in enumerate(part.examples)
             ]
         return [replace(row, visual=part.visual[row.picture]) for row in rows]
@@ -291,7 +332,7 @@ def rows_maker(tuning: Tuning, part: Part) -> Callable[[int], list[Row]]:
     return rows_of
 
 
-def _turns(example: Example, learn: str, epoch: int) -> Sequence[Turn]:
+def turns_of(example: Example, learn: str, epoch: int) -> Sequence[Turn]:
     if learn == "messages":
         return example.messages
     caption = example.captions[epoch % len(example.captions)]

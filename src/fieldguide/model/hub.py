@@ -132,7 +132,9 @@ class HubModel(LocalModel):
         """One picture, by the model's processor or another equal one; raises as `prepare` does."""
         processor = processor or self.processor
         if self.processor is None:
-            raise DataError("this model reads text only, and the example has a picture", "choose another model")
+            raise DataError(
+                "this model reads text only, and the example has a picture", "choose another model"
+            )
         made = processor(text=[self.mark], images=[[image]], return_tensors="pt")
         tokens = self._places(made["input_ids"][0].tolist())
         return Shown(tuple(tokens), {name: made[name] for name in made if name not in NOT_FEATURES})

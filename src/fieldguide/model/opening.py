@@ -1,4 +1,4 @@
-"""Opens a model of transformers from a folder or by its name at the model hub, never needing the hub twice."""
+"""Opens a model of transformers from a folder, or by its name at the model hub, which is asked once."""
 
 from __future__ import annotations
 
@@ -55,9 +55,7 @@ def find_model(name: str, announce: Callable[[str], None] = print) -> Path:
     from huggingface_hub.errors import LocalEntryNotFoundError
 
     try:
-        return Path(
-            huggingface_hub.snapshot_download(name, allow_patterns=WANTED, local_files_only=True)
-        )
+        return Path(huggingface_hub.snapshot_download(name, allow_patterns=WANTED, local_files_only=True))
     except (LocalEntryNotFoundError, FileNotFoundError):
         announce(f"{name}: not on this machine, asking the model hub")
     try:
@@ -141,7 +139,8 @@ def _load(
     finally:
         noisy.setLevel(before)
     network.eval().requires_grad_(False)
-    return network if four_bit is not None else network.to(device)
+    bare: Any = network
+    return bare if four_bit is not None else bare.to(device)
 
 
 def _words(folder: Path, family: Family) -> tuple[Any, Any]:

@@ -96,10 +96,10 @@ def tower_states(network: Any, family: Family, joined: dict[str, Tensor]) -> Ten
 
 
 class TowerEncoder:
-    """A model's vision tower as a plain encoder: what baselines, outliers and neighbours are computed from.
+    """A model's vision tower as a plain encoder: baselines are computed from what it gives.
 
-    Every picture is squeezed to a square first, so that all give arrays of one shape. The grid is one cell, the
-    mean over all patches; the pooled vector is their largest values.
+    Every picture is squeezed to a square first, so that all give arrays of one shape. The grid is one cell,
+    the mean over all patches; the pooled vector is their largest values.
 
     Args:
         model: a `HubModel` that reads pictures.

@@ -1,4 +1,4 @@
-"""What a guide holds of a tuned model: its adapter in PEFT's format, and the tensors that were trained whole."""
+"""What a guide holds of a tuned model: an adapter in PEFT's format, and tensors trained whole."""
 
 from __future__ import annotations
 
@@ -61,10 +61,14 @@ def put_tensors(network: Any, folder: Path) -> set[str]:
         GuideError: when one of them has no place there.
     """
     tensors = full_tensors(folder)
-    places = {plain_name(name): parameter for name, parameter in network.named_parameters() if "lora_" not in name}
+    places = {
+        plain_name(name): parameter for name, parameter in network.named_parameters() if "lora_" not in name
+    }
     for name, tensor in tensors.items():
         if name not in places or places[name].shape != tensor.shape:
-            raise GuideError(f"{folder / PROJECTOR_FILE}: {name} has no place in this model", "use its own model")
+            raise GuideError(
+                f"{folder / PROJECTOR_FILE}: {name} has no place in this model", "use its own model"
+            )
         places[name].copy_(tensor)
     return set(tensors)
 
@@ -79,9 +83,11 @@ def put_adapter(network: Any, folder: Path) -> None:
     if not path.is_file():
         return
     try:
-        outcome = set_peft_model_state_dict(network, load_file(path))
+        outcome: Any = set_peft_model_state_dict(network, load_file(path))
     except RuntimeError as error:
-        raise GuideError(f"{path}: does not fit the adapter of this recipe", "set the same lora_rank") from error
+        raise GuideError(
+            f"{path}: does not fit the adapter of this recipe", "set the same lora_rank"
+        ) from error
     if outcome.unexpected_keys:
         raise GuideError(f"{path}: {outcome.unexpected_keys[0]} has no place in this recipe's adapter")
 

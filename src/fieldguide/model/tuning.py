@@ -24,7 +24,11 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 def here() -> torch.device:
     """The device that this process trains and answers on."""
-    return torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
+    return (
+        torch.device("cuda", torch.cuda.current_device())
+        if torch.cuda.is_available()
+        else torch.device("cpu")
+    )
 
 
 def choose_precision(device: torch.device, wanted: str = "auto") -> tuple[str, str]:
@@ -53,7 +57,9 @@ def choose_attention(device: torch.device, wanted: str = "auto") -> tuple[str, s
     flash = device.type == "cuda" and importlib.util.find_spec("flash_attn") is not None
     if wanted == "flash" and not flash:
         raise SettingsError("train.attention=flash needs a GPU and the package flash-attn", "use auto")
-    chosen = {"auto": "flash_attention_2" if flash else "sdpa", "flash": "flash_attention_2"}.get(wanted, wanted)
+    chosen = {"auto": "flash_attention_2" if flash else "sdpa", "flash": "flash_attention_2"}.get(
+        wanted, wanted
+    )
     return chosen, f"attention: {chosen.replace('_', ' ')}" + ("" if wanted == "auto" else ", as set")
 
 
@@ -71,7 +77,7 @@ def quantisation(settings: TrainSettings, precision: str, family: Family) -> Any
         raise SettingsError("train.quantise=nf4 needs bitsandbytes", "pip install 'fieldguide[quant]'")
     from transformers import BitsAndBytesConfig
 
-    left = [path for path in (*family.vision, *family.projector)]
+    left = [*family.vision, *family.projector]
     return BitsAndBytesConfig(
         load_in_4bit=True,
         bnb_4bit_quant_type=settings.quantise,
@@ -82,7 +88,7 @@ def quantisation(settings: TrainSettings, precision: str, family: Family) -> Any
 
 
 def prepare_parts(network: Any, family: Family, settings: TrainSettings, base_name: str) -> Any:
-    """Make the parts of a network trainable as the settings say; returns it, wrapped by PEFT if there is LoRA.
+    """Make the parts of a network trainable as the settings say; returns it, wrapped by PEFT for LoRA.
 
     Args:
         network: all of it, freshly loaded.
@@ -109,7 +115,9 @@ def prepare_parts(network: Any, family: Family, settings: TrainSettings, base_na
     for name, parameter in network.named_parameters():
         if modes[family.part_of(name)] == "full":
             if not parameter.is_floating_point():
-                raise GuideError(f"{name} is quantised and cannot be trained as a whole", "train it with LoRA")
+                raise GuideError(
+                    f"{name} is quantised and cannot be trained as a whole", "train it with LoRA"
+                )
             parameter.requires_grad_(True)
         if parameter.requires_grad:
             parameter.data = parameter.data.float()  # small steps would vanish in 16 bits
@@ -145,7 +153,9 @@ def check_parts(network: nn.Module, family: Family, modes: dict[str, str]) -> No
     if empty:
         raise GuideError(f"the {empty[0]} part is set to {modes[empty[0]]!r}, and nothing in it would train")
     if not any(seen.values()):
-        raise GuideError("all parts of this model are frozen: nothing would be learnt", "see docs/full-size.md")
+        raise GuideError(
+            "all parts of this model are frozen: nothing would be learnt", "see docs/full-size.md"
+        )
 
 
 def make_optimizer(groups: Sequence[dict[str, Any]], settings: TrainSettings) -> torch.optim.Optimizer:

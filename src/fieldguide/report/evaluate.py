@@ -82,7 +82,7 @@ def evaluate_guide(
         DataError: when the split has no picture with a label.
     """
     folder = Path(out) if out is not None else guide.folder / "report"
-    _check_replaceable(folder)
+    check_replaceable(folder)
     chosen, unlabelled = _choose(dataset, split)
     distance = int(dataset.info.get("settings", {}).get("near_duplicate_distance", 8))
     overlap = find_overlap(chosen, guide.training_pictures(), distance=distance, split=split)
@@ -157,7 +157,7 @@ def _schema() -> Any:
     )
 
 
-def _check_replaceable(folder: Path) -> None:
+def check_replaceable(folder: Path) -> None:
     """A report replaces an older report, never a folder of something else."""
     if not folder.exists():
         return

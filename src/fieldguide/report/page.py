@@ -31,6 +31,7 @@ from fieldguide.report.wording import (
     training_facts,
     verdict,
 )
+from fieldguide.report.words import WordsEvaluation, verdict_in_words
 
 if TYPE_CHECKING:
     import jinja2
@@ -149,6 +150,13 @@ def render_scores(name: str, metrics: Metrics, remarks: Sequence[str]) -> str:
     """The page of `fieldguide score`."""
     template = environment().get_template("scores.html")
     return template.render(name=name, metrics=metrics, remarks=list(remarks), **metric_views(metrics))
+
+
+def render_words(found: WordsEvaluation) -> str:
+    """The report page of a guide that has no labels."""
+    verdict = verdict_in_words(found)
+    template = environment().get_template("words.html")
+    return template.render(found=found, verdict=verdict[0].upper() + verdict[1:])
 
 
 def render_report(evaluation: Evaluation) -> str:

@@ -75,6 +75,11 @@ def _text_settings(tokenizer: Any) -> dict[str, Any]:
     }
 
 
+def _config(kind: type) -> Any:
+    """Configuration classes take more names than their types say."""
+    return kind
+
+
 def _tower(config: type) -> Any:
     return config(
         hidden_size=HIDDEN,
@@ -95,7 +100,7 @@ def _llava(kind: str, tokenizer: Any) -> tuple[Any, Any]:
     if kind == "llava":
         text: Any = hf.LlamaConfig(**_text_settings(tokenizer))
         network: Any = hf.LlavaForConditionalGeneration(
-            hf.LlavaConfig(vision_config=tower, text_config=text, image_token_id=image_token)
+            _config(hf.LlavaConfig)(vision_config=tower, text_config=text, image_token_id=image_token)
         )
         pixels = _pixels(hf.CLIPImageProcessor)
         made: type = hf.LlavaProcessor
@@ -103,7 +108,7 @@ def _llava(kind: str, tokenizer: Any) -> tuple[Any, Any]:
         text = hf.MistralConfig(**_text_settings(tokenizer), sliding_window=None)
         pinpoints = [[SIDE, 2 * SIDE], [2 * SIDE, SIDE], [2 * SIDE, 2 * SIDE]]
         network = hf.LlavaNextForConditionalGeneration(
-            hf.LlavaNextConfig(
+            _config(hf.LlavaNextConfig)(
                 vision_config=tower,
                 text_config=text,
                 image_token_id=image_token,
@@ -131,7 +136,7 @@ def _idefics(kind: str, tokenizer: Any) -> tuple[Any, Any]:
         "smolvlm": (hf.SmolVLMConfig, hf.SmolVLMVisionConfig, hf.SmolVLMForConditionalGeneration),
     }
     whole, vision, network = names[kind]
-    config = whole(
+    config = _config(whole)(
         vision_config=_tower(vision).to_dict(),
         text_config=hf.LlamaConfig(**_text_settings(tokenizer)).to_dict(),
         scale_factor=scale,
@@ -154,7 +159,8 @@ def _qwen(kind: str, tokenizer: Any) -> tuple[Any, Any]:
     text = {**_text_settings(tokenizer)}
     text["rope_parameters"] = {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [1, 1, 2]}
     vision: dict[str, Any] = {
-        "depth": 2, "hidden_size": HIDDEN, "num_heads": 4, "intermediate_size": 2 * HIDDEN, "patch_size": PATCH,
+        "depth": 2, "hidden_size": HIDDEN, "num_heads": 4, "intermediate_size": 2 * HIDDEN,
+        "patch_size": PATCH,
         "spatial_merge_size": 2, "temporal_patch_size": 2, "out_hidden_size": HIDDEN,
     }  # fmt: skip
     if kind == "qwen2_5_vl":

@@ -73,7 +73,9 @@ def weight_changes(model: LocalModel, before: dict[str, Tensor]) -> dict[str, di
     changes: dict[str, dict[str, Any]] = {}
     for name, parameter in trained(model).items():
         old, new = before[name].double().cpu(), parameter.detach().double().cpu()
-        part = changes.setdefault(model.part_of(name), {"tensors": 0, "changed": 0, "_moved": 0.0, "_size": 0.0})
+        part = changes.setdefault(
+            model.part_of(name), {"tensors": 0, "changed": 0, "_moved": 0.0, "_size": 0.0}
+        )
         part["tensors"] += 1
         part["changed"] += int(not torch.equal(old, new))
         part["_moved"] += float(((new - old) ** 2).sum())

@@ -1,7 +1,7 @@
 """What training did, step by step: JSON lines beside the guide, and TensorBoard and others if asked.
 
-`log/steps.jsonl` holds one line a step, an epoch and a checkpoint. A resumed training cuts it back to the step
-it resumes from, so that no step stands there twice.
+`log/steps.jsonl` holds one line a step, an epoch and a checkpoint. A resumed training cuts it back to the
+step it resumes from, so that no step stands there twice.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ class StepLog:
                     kept.append(line + "\n")
         with atomic_path(path) as temporary:
             temporary.write_text("".join(kept), encoding="utf-8")
-        self._file = open(path, "a", encoding="utf-8", buffering=1)
+        self._file = open(path, "a", encoding="utf-8", buffering=1)  # noqa: SIM115
         if self.to == "tensorboard":
             from torch.utils.tensorboard import SummaryWriter
 
@@ -108,7 +108,9 @@ class StepLog:
     def epoch(self, entry: dict[str, Any]) -> None:
         """The figures of an epoch."""
         self._write("epoch", entry)
-        self._show(int(entry["step"]), {f"epoch/{k}": v for k, v in entry.items() if k not in ("step", "epoch")})
+        self._show(
+            int(entry["step"]), {f"epoch/{k}": v for k, v in entry.items() if k not in ("step", "epoch")}
+        )
 
     def saved(self, step: int, seconds: float) -> None:
         """A checkpoint: how long training stood still for it."""

@@ -216,7 +216,13 @@ class Loop:
             if progress.step == 1:
                 certificate.check_first_step(self.model, before)
             self.log.step(
-                progress.step, lost, norms, self._rates(), tokens, sum(map(len, window)), time.perf_counter() - began
+                progress.step,
+                lost,
+                norms,
+                self._rates(),
+                tokens,
+                sum(map(len, window)),
+                time.perf_counter() - began,
             )
             advance()
             stopping = self.processes.any(stop.asked)
@@ -349,7 +355,11 @@ def _nothing(line: str) -> None:
 
 
 def learning_rate_factor(step: int, total: int, warmup: float) -> float:
-    """Linear warm-up over the first share of the steps (from 1 on: steps), then half a cosine to 0 (Loshchilov, Hutter 2017)."""
+    """Linear warm-up, then half a cosine to 0 (Loshchilov, Hutter 2017).
+
+    Args:
+        warmup: share of the steps; from 1 on, their number.
+    """
     rising = max(1, round(warmup if warmup >= 1 else warmup * total))
     if step < rising:
         return (step + 1) / rising

@@ -1,4 +1,4 @@
-"""What training will need of memory, before it starts: reckoned from the weights, then tried on the worst batch.
+"""What training will need of memory, before it starts: reckoned, then tried on the worst batch.
 
 A run that dies of memory an hour later is worse than one that is refused now, with what to change.
 """

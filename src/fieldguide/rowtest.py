@@ -1,0 +1,111 @@
+"""The evaluate stage of guides that answer in words and have no labels."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from fieldguide.errors import DataError
+from fieldguide.guide import Guide
+from fieldguide.merging import base_of
+from fieldguide.tune import rows_of_split
+
+if TYPE_CHECKING:
+    from fieldguide.data.dataset import Dataset
+    from fieldguide.model.hub import HubModel
+    from fieldguide.report.words import Sample, WordsEvaluation
+    from fieldguide.tune import Part
+
+SAMPLES = 12
+
+
+def evaluate_rows(
+    guide: Guide,
+    dataset: Dataset,
+    *,
+    split: str = "test",
+    out: Path | str | None = None,
+    force: bool = False,
+    announce: Callable[[str], None] = print,
+) -> WordsEvaluation:
+    """Measure how surprised a guide is by the right answers of one split, beside its untouched base model.
+
+    Args:
+        guide: of a model of transformers, without labels.
+        dataset: with conversations or captions like those it learnt.
+        split: train, val, test, or "all".
+        out: the report folder; None for `report/` in the guide.
+        force: evaluate also rows whose pictures the guide has seen; the page then says so.
+
+    Raises:
+        LeakError: naming pictures the guide has seen.
+        DataError: when the split has no row that fits.
+    """
+    from fieldguide.report.evaluate import check_replaceable
+    from fieldguide.report.leaks import find_overlap, refuse_overlap
+    from fieldguide.report.words import WordsEvaluation, losses_with_intervals, named, write_words_report
+
+    folder = Path(out) if out is not None else guide.folder / "report"
+    check_replaceable(folder)
+    model: Any = guide.model
+    part, rows = rows_of_split(model, guide, dataset, split, announce)
+    if not rows:
+        raise DataError(
+            f"{dataset.folder}: the {split} split has no row for this guide", "give another --split"
+        )
+    distance = int(dataset.info.get("settings", {}).get("near_duplicate_distance", 8))
+    seen = [row for row in guide.training_pictures() if row["sha256"]]
+    overlap = find_overlap([e for e in part.examples if e.sha256], seen, distance=distance, split=split)
+    if not force:
+        refuse_overlap(overlap, split)
+    ours = _losses(model, guide, part, rows)
+    samples = tuple(_sample(model, guide, part, number) for number in range(min(SAMPLES, len(part.examples))))
+    guide.__dict__.pop("model", None)  # make room for the base
+    del model
+    opened = base_of(guide, lambda line: None)
+    base_part, base_rows = rows_of_split(opened.model, guide, dataset, split, lambda line: None)
+    base = _losses(opened.model, guide, base_part, base_rows)
+    tokens = np.array([row.targets for row in rows])
+    loss, interval, base_loss, gain = losses_with_intervals(ours, base, tokens)
+    found = WordsEvaluation(
+        title=guide.folder.resolve().name.removesuffix(".guide"),
+        split=split,
+        rows=len(rows),
+        tokens=int(tokens.sum()),
+        loss=loss,
+        loss_interval=interval,
+        base_loss=base_loss,
+        gain_interval=gain,
+        samples=samples,
+        overlap=named(overlap),
+        guide_info=dict(guide.info),
+    )
+    write_words_report(found, folder)
+    return found
+
+
+def _losses(model: HubModel, guide: Guide, part: Part, rows: Any) -> np.ndarray:
+    from fieldguide.settings import Recipe
+    from fieldguide.train.rowloss import row_losses
+
+    settings = Recipe.from_dict(guide.info["settings"]).train
+    return row_losses(model.eval(), guide.answer_settings.question, part.pictures, rows, settings)
+
+
+def _sample(model: HubModel, guide: Guide, part: Part, number: int) -> Sample:
+    from fieldguide.answer.generate import say
+    from fieldguide.report.words import Sample
+    from fieldguide.tune import turns_of
+
+    example = part.examples[number]
+    turns = turns_of(example, str(guide.info["training"]["learns"]), 0)
+    question = "\n\n".join(turn.text for turn in turns if turn.role == "system")
+    asked = next(turn.text for turn in turns if turn.role == "user")
+    reference = next(turn.text for turn in turns if turn.role == "assistant")
+    whole = f"{question}\n\n{asked}" if question else asked
+    started = model.start(whole, part.pictures.rows(slice(number, number + 1)))
+    answer = say(model, started, 0, guide.answer_settings.max_new_tokens)
+    return Sample(example.image or example.id, asked, reference, answer)
