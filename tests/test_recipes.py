@@ -1,6 +1,6 @@
 """The shipped recipes: each opens, and its tiny twin goes the whole way through the very same code.
 
-Import, train, kill -9, resume to the same bits, evaluate, merge with certificate, load with plain transformers.
+Import, train, kill -9, resume to the same bits, evaluate, merge, load with plain transformers.
 """
 
 from __future__ import annotations
@@ -76,7 +76,10 @@ def labelled(folder: Path) -> Path:
 def captioned(folder: Path) -> Path:
     made = pictures(folder / "photos")
     captions = {
-        path.relative_to(folder / "photos").as_posix(): [f"A {path.parent.name} picture.", "A square of noise."]
+        path.relative_to(folder / "photos").as_posix(): [
+            f"A {path.parent.name} picture.",
+            "A square of noise.",
+        ]
         for path in made
     }
     (folder / "photos" / "captions.json").write_text(json.dumps(captions))
@@ -141,9 +144,7 @@ def train_and_kill(command: list[str], guide: Path) -> None:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_tiny_recipe_goes_the_whole_way(
-    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_tiny_recipe_goes_the_whole_way(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FIELDGUIDE_CACHE", str(tmp_path / "cache"))
     make, kinds = STARTS[name]
     settings = [f"{key}={save_tiny(kind, tmp_path / key, seed=3)}" for key, kind in kinds.items()]

@@ -76,7 +76,6 @@ def merge_guide(
 
 def base_of(guide: Guide, announce: Callable[[str], None]) -> Opened:
     """The guide's base as it was trained on, without its adapter."""
-    from fieldguide.model.fourbit import keep_unpacked
     from fieldguide.model.opening import open_model
     from fieldguide.model.prompt import PromptTemplate
 
@@ -90,7 +89,6 @@ def base_of(guide: Guide, announce: Callable[[str], None]) -> Opened:
     settings = replace(TrainSettings(**stored), attention="auto")
     template = PromptTemplate(**guide.info["template"])
     opened = open_model(settings, template, announce, guide.info["base_model"]["sha256"])
-    keep_unpacked(opened.model.network)
     return opened
 
 

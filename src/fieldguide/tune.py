@@ -83,6 +83,8 @@ def tune_guide(
     out, settings = Path(out), recipe.train
     check_free(out)
     tuning = _open(dataset, recipe, announce)
+    if settings.vision and tuning.learn == "labels" and settings.projector in ("mlp", "linear"):
+        _warm_start(tuning, announce)
     _start_from(tuning)
     if settings.pretrain_epochs:
         first = _first_stage(recipe)
@@ -132,7 +134,6 @@ def what_to_learn(dataset: Dataset, wanted: str) -> str:
 def _open(dataset: Dataset, recipe: Recipe, announce: Callable[[str], None]) -> Tuning:
     import torch
 
-    from fieldguide.model.fourbit import keep_unpacked
     from fieldguide.model.opening import open_model
     from fieldguide.train.pictures import TowerStore
 
@@ -146,11 +147,10 @@ def _open(dataset: Dataset, recipe: Recipe, announce: Callable[[str], None]) -> 
                 f"{dataset.folder}: {len(labels)} label(s) with training pictures, two are needed",
                 f"fieldguide look {dataset.folder}",
             )
-    torch.manual_seed(recipe.train.seed)  # adapters, and projectors made anew, start at random
+    torch.manual_seed(recipe.train.seed)  # a projector that is made anew starts at random
     opened = open_model(recipe.train, announce=announce)
     for line in opened.said:
         announce(line)
-    keep_unpacked(opened.model.network)
     store, family = None, opened.model.family
     if family.caches and recipe.train.vision_part == "frozen":
         store = TowerStore(opened.model, opened.sha256)
@@ -244,8 +244,45 @@ def _pretrains_on(tuning: Tuning) -> str:
     return "captions" if any(e.captions for e in tuning.train.examples) else tuning.learn
 
 
+def _warm_start(tuning: Tuning, announce: Callable[[str], None]) -> None:
+    """Begin a fresh projector with the ridge solution on the training pictures."""
+    import numpy as np
+    import torch
+
+    from fieldguide.model.families import module_at
+    from fieldguide.train.ridgemap import warm_start_projector
+
+    model, part = tuning.model, tuning.train
+    size = tuning.recipe.embed.batch_size
+    means = torch.cat(
+        [
+            model.mean_patches(part.pictures.rows(slice(start, start + size)))
+            for start in range(0, len(part.examples), size)
+        ]
+    )
+    numbers = {label: number for number, label in enumerate(tuning.labels)}
+    embedding = model.language_model.get_input_embeddings().weight
+    words = torch.stack(
+        [embedding[torch.tensor(model.label_tokens(label)[:-1])].detach().mean(0) for label in tuning.labels]
+    )
+    path = model.family.projector[0]
+    projector = module_at(model.bare, path)
+    assert projector is not None
+    warm_start_projector(
+        projector,
+        means.double().cpu().numpy(),
+        np.array([numbers[e.label] for e in part.examples]),
+        words,
+        [e.group or e.id for e in part.examples],
+        announce,
+    )
+    tuning.kept |= {f"{path}.{name}" for name, _ in projector.named_parameters()}
+
+
 def _attach(tuning: Tuning) -> None:
     """Set what trains in the main stage, and note what the guide must hold of tensors trained whole."""
+    import torch
+
     from fieldguide.model.families import plain_name
     from fieldguide.model.tuning import prepare_parts
 
@@ -253,6 +290,7 @@ def _attach(tuning: Tuning) -> None:
     for name, _ in model.network.named_parameters():
         if settings.pretrain_epochs and model.family.part_of(name) == "projector":
             tuning.kept.add(plain_name(name))
+    torch.manual_seed(settings.seed)  # adapters start at random, whatever was made or trained before
     model.network = prepare_parts(model.network, model.family, settings, tuning.opened.name)
     for name, parameter in model.network.named_parameters():
         if parameter.requires_grad and "lora_" not in name:

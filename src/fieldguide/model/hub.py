@@ -187,6 +187,19 @@ class HubModel(LocalModel):
             found[name] = whole.to(device or self.device)
         return found
 
+    @torch.no_grad()
+    def mean_patches(self, pictures: HubPictures) -> Tensor:
+        """(pictures, C): the mean of each picture's patches, as the projector reads them."""
+        projector = module_at(self.bare, self.family.projector[0])
+        assert projector is not None
+        caught: list[Tensor] = []
+        hook = projector.register_forward_pre_hook(lambda module, inputs: caught.append(inputs[0]))
+        try:
+            self._image_outputs(pictures)
+        finally:
+            hook.remove()
+        return torch.cat(caught).float().mean(1)
+
     # ---- reading
 
     def read_prefix(self, question: str) -> DynamicCache | None:

@@ -14,15 +14,18 @@ import transformers
 from transformers.utils.logging import disable_progress_bar
 
 from fieldguide.errors import GuideError, ModelMissing
-from fieldguide.files import fingerprint, sha256_file
+from fieldguide.files import atomic_folder, cache_dir, fingerprint, read_json, sha256_file, write_json
 from fieldguide.model.families import Family, family_of
+from fieldguide.model.fourbit import keep_unpacked
 from fieldguide.model.hub import HubModel
+from fieldguide.model.llava import assemble_llava, put_back_projector, save_llava
 from fieldguide.model.prompt import Prompt, PromptTemplate
 from fieldguide.model.template import template_from_chat
 from fieldguide.model.tuning import DTYPES, choose_attention, choose_precision, here, quantisation
 from fieldguide.settings import TrainSettings
 
 # Weights are read from safetensors only; a pickle is never opened.
+PARTS_FILE = "parts.json"  # what an assembled model was made from
 WANTED = ["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja", "LICENSE*", "README.md"]
 
 
@@ -95,7 +98,7 @@ def open_model(
     Raises:
         ModelMissing, GuideError: when it cannot be found, read or used.
     """
-    folder = find_model(settings.model, announce)
+    folder = _assembled(settings, announce) if settings.vision else find_model(settings.model, announce)
     found = weights_sha256(folder)
     if sha256 and found != sha256:
         raise GuideError(
@@ -120,15 +123,65 @@ def open_model(
     return Opened(model, folder, settings.model, found, tuple(said), precision)
 
 
+def _assembled(settings: TrainSettings, announce: Callable[[str], None]) -> Path:
+    """The folder of a model put together from a language model and a vision encoder, made if need be.
+
+    It lies in the user cache under a hash of all it is made from, the seed of its fresh projector among it.
+    """
+    language, vision = find_model(settings.model, announce), find_model(settings.vision, announce)
+    made_from = {
+        "language": weights_sha256(language),
+        "vision": weights_sha256(vision),
+        "projector": settings.projector,
+        "seed": settings.seed,
+        "precision": choose_precision(here(), settings.precision)[0],
+    }
+    out = cache_dir() / "models" / f"assembled-{fingerprint(made_from)[:16]}"
+    if (out / "config.json").is_file():
+        return out
+    announce(f"putting together {settings.model} and {settings.vision}")
+    dtype = DTYPES[made_from["precision"]]
+    shared: dict[str, Any] = {"local_files_only": True, "dtype": dtype, "use_safetensors": True}
+    disable_progress_bar()
+    parts = assemble_llava(
+        _vision_model(vision, shared),
+        transformers.AutoModelForCausalLM.from_pretrained(language, **shared),
+        transformers.AutoTokenizer.from_pretrained(language, local_files_only=True),
+        transformers.AutoImageProcessor.from_pretrained(vision, local_files_only=True),
+        projector=settings.projector,
+    )
+    with atomic_folder(out) as folder:
+        save_llava(folder, parts)
+        write_json(folder / PARTS_FILE, {**made_from, "licences": _licences(language, vision)})
+    return out
+
+
+def _vision_model(folder: Path, shared: dict[str, Any]) -> Any:
+    kind = transformers.AutoConfig.from_pretrained(folder, local_files_only=True).model_type
+    towers: dict[str, Any] = {
+        "clip": transformers.CLIPVisionModel,
+        "clip_vision_model": transformers.CLIPVisionModel,
+        "siglip": transformers.SiglipVisionModel,
+        "siglip_vision_model": transformers.SiglipVisionModel,
+    }
+    return towers.get(kind, transformers.AutoModel).from_pretrained(folder, **shared).eval()
+
+
+def _licences(language: Path, vision: Path) -> str:
+    return f"language model: {licence_of(language)}; vision encoder: {licence_of(vision)}"
+
+
 def _load(
     folder: Path, family: Family, attention: str, dtype: torch.dtype, four_bit: Any, device: torch.device
 ) -> Any:
     loader = transformers.AutoModelForImageTextToText if family.vision else transformers.AutoModelForCausalLM
     disable_progress_bar()
     more: dict[str, Any] = {} if four_bit is None else {"quantization_config": four_bit}
-    noisy = logging.getLogger("bitsandbytes")
-    before = noisy.level
-    noisy.setLevel(logging.ERROR)  # it reports at every start that it would like another package
+    # bitsandbytes reports at every start that it would like another package; transformers that it does not
+    # know our own projectors, which are put back below.
+    noisy = {name: logging.getLogger(name).level for name in ("bitsandbytes", "transformers")}
+    for name in noisy:
+        logging.getLogger(name).setLevel(logging.ERROR)
     try:
         network = loader.from_pretrained(
             folder, dtype=dtype, attn_implementation=attention, local_files_only=True,
@@ -137,7 +190,10 @@ def _load(
     except (OSError, ValueError, KeyError) as error:
         raise GuideError(f"{folder}: cannot be loaded ({str(error).splitlines()[0]})") from error
     finally:
-        noisy.setLevel(before)
+        for name, level in noisy.items():
+            logging.getLogger(name).setLevel(level)
+    keep_unpacked(network)
+    put_back_projector(network, folder)
     network.eval().requires_grad_(False)
     bare: Any = network
     return bare if four_bit is not None else bare.to(device)
@@ -159,6 +215,8 @@ def _words(folder: Path, family: Family) -> tuple[Any, Any]:
 
 def licence_of(folder: Path) -> str:
     """The licence that a model's card states in its head; "not stated" without one."""
+    if (folder / PARTS_FILE).is_file():
+        return str(read_json(folder / PARTS_FILE)["licences"])
     card = folder / "README.md"
     if card.is_file():
         for line in card.read_text(encoding="utf-8", errors="replace").split("---", 2)[1:2]:

@@ -15,7 +15,6 @@ from torch import Tensor
 from fieldguide.errors import GuideError
 from fieldguide.files import atomic_folder, atomic_path
 from fieldguide.model.families import plain_name
-from fieldguide.model.fourbit import keep_unpacked
 from fieldguide.model.hub import HubModel
 from fieldguide.model.language import load_adapter, save_adapter
 from fieldguide.model.opening import open_model
@@ -103,7 +102,6 @@ def load_tuned(folder: Path, info: Mapping[str, Any]) -> HubModel:
     settings = replace(TrainSettings(**stored), precision="auto", attention="auto")
     opened = open_model(settings, PromptTemplate(**info["template"]), sha256=info["base_model"]["sha256"])
     model = opened.model
-    keep_unpacked(model.network)
     put_tensors(model.network, folder)
     if (folder / ADAPTER_FOLDER).is_dir():
         model.network = load_adapter(model.network, folder / ADAPTER_FOLDER)

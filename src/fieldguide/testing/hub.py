@@ -40,7 +40,7 @@ def tiny_hub(kind: str, seed: int = 0) -> tuple[Any, Any]:
     """(network, processor) of a kind, random and tiny; text kinds have their tokenizer as processor.
 
     Args:
-        kind: llava, llava_next, idefics3, smolvlm, qwen2_5_vl, qwen3_vl, llama, phi3 or mistral.
+        kind: one of KINDS, or of VISION_KINDS: encoders, with their image processor.
         seed: of the weights; the global random state is left alone.
     """
     tokenizer = tiny_tokenizer()
@@ -52,6 +52,8 @@ def tiny_hub(kind: str, seed: int = 0) -> tuple[Any, Any]:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         network, processor = _MAKERS[kind](kind, tokenizer)
+    if kind in VISION_KINDS:
+        return network.eval().requires_grad_(False), processor
     network.generation_config = hf.GenerationConfig(
         eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id
     )
@@ -195,6 +197,18 @@ def _text(kind: str, tokenizer: Any) -> tuple[Any, Any]:
     return hf.LlamaForCausalLM(hf.LlamaConfig(**settings)), tokenizer
 
 
+def _vision(kind: str, tokenizer: Any) -> tuple[Any, Any]:
+    if kind == "clip":
+        return hf.CLIPVisionModel(_tower(hf.CLIPVisionConfig)), _pixels(hf.CLIPImageProcessor)
+    if kind == "siglip":
+        size = {"height": SIDE, "width": SIDE}
+        return hf.SiglipVisionModel(_tower(hf.SiglipVisionConfig)), hf.SiglipImageProcessor(size=size)
+    config = hf.Dinov2Config(
+        hidden_size=HIDDEN, num_hidden_layers=3, num_attention_heads=4, image_size=SIDE, patch_size=PATCH
+    )
+    return hf.Dinov2Model(config), _pixels(hf.BitImageProcessor)
+
+
 _MAKERS: dict[str, Callable[[str, Any], tuple[Any, Any]]] = {
     "llava": _llava,
     "llava_next": _llava,
@@ -207,6 +221,8 @@ _MAKERS: dict[str, Callable[[str, Any], tuple[Any, Any]]] = {
     "mistral": _text,
 }
 KINDS = tuple(_MAKERS)
+_MAKERS |= {"clip": _vision, "siglip": _vision, "dinov2": _vision}
+VISION_KINDS = ("clip", "siglip", "dinov2")
 
 
 def save_tiny(kind: str, folder: Path | str, seed: int = 0) -> Path:
