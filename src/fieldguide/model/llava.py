@@ -112,7 +112,7 @@ def assemble_llava(
     if projector == "shuffled" and (side // patch) % 2:
         raise GuideError(f"a grid of {side // patch} × {side // patch} patches has no squares of four")
     clip = vision.config.model_type in ("clip_vision_model", "siglip_vision_model")
-    strategy = "default" if class_token and projector != "pooled" else "full"
+    strategy: Any = "default" if class_token and projector != "pooled" else "full"
     config = hf.LlavaConfig(
         vision_config=vision.config.to_dict(),
         text_config=language.config.to_dict(),

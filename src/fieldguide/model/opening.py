@@ -129,7 +129,7 @@ def _assembled(settings: TrainSettings, announce: Callable[[str], None]) -> Path
     It lies in the user cache under a hash of all it is made from, the seed of its fresh projector among it.
     """
     language, vision = find_model(settings.model, announce), find_model(settings.vision, announce)
-    made_from = {
+    made_from: dict[str, Any] = {
         "language": weights_sha256(language),
         "vision": weights_sha256(vision),
         "projector": settings.projector,

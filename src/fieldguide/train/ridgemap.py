@@ -2,7 +2,7 @@
 
 Ridge regression from a picture's mean patch to its label, then to the label's word embedding, is one linear
 map of rank R, the number of labels. It is written exactly into the ordinary projector: since
-GELU(z) − GELU(−z) = z, 2R units of the first layer, [V; −V], and [U, −U] in the second carry it; the remaining
+GELU(z) − GELU(−z) = z, 2R units of the first layer, [V; −V], and [U, −U] in the second carry it; the other
 units begin at random and add nothing yet.
 """
 
