@@ -113,7 +113,8 @@ def assemble_llava(
         raise GuideError(f"a grid of {side // patch} × {side // patch} patches has no squares of four")
     clip = vision.config.model_type in ("clip_vision_model", "siglip_vision_model")
     strategy: Any = "default" if class_token and projector != "pooled" else "full"
-    config = hf.LlavaConfig(
+    kind: Any = hf.LlavaConfig  # takes more names than its types say
+    config = kind(
         vision_config=vision.config.to_dict(),
         text_config=language.config.to_dict(),
         image_token_id=tokenizer.convert_tokens_to_ids(MARK),
