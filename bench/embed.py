@@ -44,9 +44,7 @@ def main() -> None:
     folders = [Path(name) for name in sys.argv[1:]]
     folders = folders or [folder for name in ("animals", "fish") if (folder := shared / name).is_dir()]
     with tempfile.TemporaryDirectory() as made:
-        found = {
-            folder.name: measure(folder, encoder) for folder in folders or [make_pictures(Path(made))]
-        }
+        found = {folder.name: measure(folder, encoder) for folder in folders or [make_pictures(Path(made))]}
     RESULTS.parent.mkdir(exist_ok=True)
     RESULTS.write_text(json.dumps({"runtime": encoder.runtime_name, "sets": found}, indent=2) + "\n")
 

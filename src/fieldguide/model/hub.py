@@ -2,8 +2,9 @@
 
 Pictures and words are joined by the library's own code: the network's `get_image_features` makes the visual
 tokens, its `forward` puts them where the prompt has their places. What is done here is the order of work:
-each example's pictures are prepared apart from all others, so that no answer depends on its batch mates; the
-vocabulary head runs only where its result is used; rows are padded on the right, where no real token looks.
+each example's pictures are prepared apart from all others, so that no answer depends on its batch mates; what
+stands before the picture is read once for the batch; the vocabulary head runs only where its result is used;
+rows are padded on the right, where no real token looks.
 """
 
 from __future__ import annotations
@@ -21,10 +22,11 @@ from transformers import DynamicCache
 from fieldguide.errors import DataError, PictureError
 from fieldguide.images import load_picture
 from fieldguide.model.families import Family, family_of, module_at
-from fieldguide.model.local import LocalModel, Started, layers_of
+from fieldguide.model.local import LocalModel, Started, layers_of, repeated
 from fieldguide.model.prompt import Prompt
 from fieldguide.model.towers import standing_in
 
+WORTH_SHARING = 8  # tokens before the picture: fewer are read with each row
 NOT_FEATURES = ("input_ids", "attention_mask", "mm_token_type_ids", "token_type_ids")
 
 
@@ -203,11 +205,22 @@ class HubModel(LocalModel):
     # ---- reading
 
     def read_prefix(self, question: str) -> DynamicCache | None:
-        """Nothing is shared: the picture comes first."""
-        return None
+        """What stands before the picture, for all rows; None where it is short or cannot be shared."""
+        tokens = self.prompt.before(question, True)
+        if len(tokens) < WORTH_SHARING or not self._shares():
+            return None
+        cache = DynamicCache()
+        self.read(cache, self.embed(self.token_ids(tokens)))
+        return cache
+
+    def _shares(self) -> bool:
+        """Whether rows may go on from keys and values that were read before."""
+        numbered = hasattr(self.bare.model, "get_rope_index")  # positions follow from the whole row
+        checkpointing = self.training and bool(getattr(self.bare, "is_gradient_checkpointing", False))
+        return bool(self.family.vision) and not numbered and not checkpointing
 
     def _run(self, rows: Sequence[Sequence[int]], pictures: HubPictures, cache: DynamicCache | None) -> Any:
-        """Read whole rows; hidden states (B, longest, H), and the next position of each row."""
+        """Read rows, behind the cache if there is one; hidden states (B, longest, H), position offsets."""
         longest = max(len(row) for row in rows)
         ids = torch.zeros(len(rows), longest, dtype=torch.long, device=self.device)
         for i, row in enumerate(rows):
@@ -240,13 +253,22 @@ class HubModel(LocalModel):
         offsets = [int(positions[:, row, :length].max()) + 1 - length for row, length in enumerate(lengths)]
         return positions, offsets
 
+    def _openings(
+        self, question: str, pictures: HubPictures, prefix: DynamicCache | None
+    ) -> tuple[DynamicCache | None, list[list[int]]]:
+        """The prefix for every row, where all begin with it, and what each row has still to read before its
+        answer: the rest of the opening, and its pictures."""
+        shown = [bool(item.tokens) for item in pictures.items]
+        cache = repeated(prefix, len(shown)) if prefix is not None and all(shown) else None
+        opened = [[] if cache is not None else self.prompt.before(question, one) for one in shown]
+        return cache, [[*o, *item.tokens] for o, item in zip(opened, pictures.items, strict=True)]
+
     def forward(self, question: str, pictures: HubPictures, ids: Tensor, supervised: Tensor) -> Tensor:
         """Logits at the supervised positions only; see `LocalModel.forward`."""
-        rows = [
-            [*self.prompt.before(question, bool(item.tokens)), *item.tokens, *row.tolist()]
-            for item, row in zip(pictures.items, ids, strict=True)
-        ]
-        hidden, _ = self._run(rows, pictures, None)
+        shown = all(item.tokens for item in pictures.items)
+        cache, opened = self._openings(question, pictures, self.read_prefix(question) if shown else None)
+        rows = [[*begun, *row.tolist()] for begun, row in zip(opened, ids, strict=True)]
+        hidden, _ = self._run(rows, pictures, cache)
         places = [len(row) - ids.shape[1] - 1 for row in rows]  # this position predicts the row's first token
         row, column = supervised.nonzero(as_tuple=True)
         return self.head(hidden[row, torch.tensor(places, device=row.device)[row] + column])
@@ -254,16 +276,18 @@ class HubModel(LocalModel):
     @torch.no_grad()
     def start(self, question: str, pictures: HubPictures, prefix: DynamicCache | None = None) -> Started:
         """Read the prompt of B rows once; see `LocalModel.start`."""
-        rows = []
-        for item in pictures.items:
-            shown = bool(item.tokens)
-            before, after = self.prompt.before(question, shown), self.prompt.after(question, shown)
-            rows.append([*before, *item.tokens, *after])
-        cache = DynamicCache()
+        cache, opened = self._openings(question, pictures, prefix)
+        past = cache.get_seq_length() if cache is not None else 0
+        rows = [
+            [*begun, *self.prompt.after(question, bool(item.tokens))]
+            for begun, item in zip(opened, pictures.items, strict=True)
+        ]
+        cache = cache if cache is not None else DynamicCache()
         hidden, offsets = self._run(rows, pictures, cache)
         lengths = torch.tensor([len(row) for row in rows], device=hidden.device)
         last = hidden[torch.arange(len(rows), device=hidden.device), lengths - 1]
-        return Started(layers_of(cache), tuple(lengths.tolist()), tuple(offsets), self.head(last))
+        whole = tuple((lengths + past).tolist())
+        return Started(layers_of(cache), whole, tuple(offsets), self.head(last))
 
 
 def read_pictures(model: HubModel, paths: Sequence[Path]) -> tuple[HubPictures, list[int], dict[int, str]]:
