@@ -2,8 +2,8 @@
 
     python bench/sft.py [PICTURES] [--rows 96] [--rounds 3]
 
-The model is a `LlavaForConditionalGeneration` with the starter's real language model and a random CLIP tower of
-small size; pictures are of mixed size. Both train the same rows in fp32 without gradient checkpointing, in
+The model is a `LlavaForConditionalGeneration` with the starter's real language model and a random CLIP tower
+of small size; pictures are of mixed size. Both train the same rows in fp32 without gradient checkpointing, in
 batches of the same rows in the same order, with the same LoRA and projector. `cached` has the tower's outputs
 stored, `uncached` runs the tower at every step. Rounds take turns in one process; medians of rows a second.
 The peak is that of a process of its own for each.
@@ -60,7 +60,7 @@ def make_model(seed: int = 0) -> HubModel:
     language = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
     # trl also learns what the template writes behind an answer: without that, both learn the same tokens
-    tokenizer.chat_template = tokenizer.chat_template.replace("'<|im_end|>' + '\\n'", "'<|im_end|>'")
+    tokenizer.chat_template = tokenizer.chat_template.replace("'<|im_end|>' + '\n'", "'<|im_end|>'")
     parts = assemble_llava(tower, language, tokenizer, pixels)
     family = family_of(parts.network.config)
     template = template_from_chat(parts.processor, tokenizer, "<image>", "")
@@ -118,6 +118,7 @@ def theirs(model: HubModel, files: list[Path]) -> tuple[float, list[float]]:
     told = "It shows a {0}. You can tell it from its shape, its colour and its surroundings."
     part = {"type": Value("string"), "text": Value("string")}
     turn = [{"role": Value("string"), "content": [part]}]
+    asked = {"type": "text", "text": QUESTION}
     rows = {
         "images": [[str(path)] for path in files],
         "prompt": [
