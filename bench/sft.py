@@ -121,15 +121,7 @@ def theirs(model: HubModel, files: list[Path]) -> tuple[float, list[float]]:
     asked = {"type": "text", "text": QUESTION}
     rows = {
         "images": [[str(path)] for path in files],
-        "prompt": [
-            [
-                {
-                    "role": "user",
-                    "content": [{"type": "image", "text": None}, {"type": "text", "text": QUESTION}],
-                }
-            ]
-            for _ in files
-        ],
+        "prompt": [[{"role": "user", "content": [{"type": "image", "text": None}, asked]}] for _ in files],
         "completion": [
             [{"role": "assistant", "content": [{"type": "text", "text": told.format(path.parent.name)}]}]
             for path in files
