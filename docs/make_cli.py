@@ -1,6 +1,6 @@
 """Write docs/cli.md, the reference of all commands, from the commands themselves.
 
-    python docs/make_cli.py          (`make docs` calls it; a test holds the page equal to what this writes)
+python docs/make_cli.py          (`make docs` calls it; a test holds the page equal to what this writes)
 """
 
 from __future__ import annotations

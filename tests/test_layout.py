@@ -28,7 +28,11 @@ MAY_IMPORT = {
     "report": (*GROUND, "data", "jobs", "answer"),
     "doctor": (*GROUND, "model"),
     "guide": (*GROUND, "data", "model", "jobs", "train", "answer", "report"),
-    "training": (*GROUND, "data", "model", "jobs", "train", "answer", "guide"),
+    "writing": (*GROUND, "data", "guide"),
+    "tune": (*GROUND, "data", "model", "jobs", "train", "answer", "guide", "writing"),
+    "merging": (*GROUND, "data", "model", "train", "guide", "tune"),
+    "rowtest": (*GROUND, "data", "model", "train", "answer", "report", "guide", "tune", "merging"),
+    "training": (*GROUND, "data", "model", "jobs", "train", "answer", "guide", "writing", "tune"),
     "build": (*GROUND, "data", "model", "jobs", "train", "answer", "report", "guide", "training"),
     "cli": None,  # anything
     "demo": None,
@@ -38,7 +42,7 @@ HEAVY = ("torch", "torchvision", "transformers", "peft", "accelerate", "timm", "
          "polars", "pyarrow", "PIL", "pillow_heif", "matplotlib", "onnxruntime", "numpy")  # fmt: skip
 PICKLES = {"pickle", "joblib", "dill", "cloudpickle", "shelve", "marshal"}
 TORCH_PLACES = ("model", "train", "answer", "testing")
-TORCH_IN_FUNCTIONS = ("guide", "training")  # they hand arrays to the model as tensors
+TORCH_IN_FUNCTIONS = ("guide", "tune", "merging", "training")  # they hand arrays to the model as tensors
 TORCH = ("torch", "torchvision", "transformers", "peft", "accelerate", "timm")
 
 

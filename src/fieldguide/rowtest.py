@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from fieldguide.errors import DataError
+from fieldguide.files import atomic_folder, write_json
 from fieldguide.guide import Guide
 from fieldguide.merging import base_of
 from fieldguide.tune import rows_of_split
@@ -46,7 +49,7 @@ def evaluate_rows(
     """
     from fieldguide.report.evaluate import check_replaceable
     from fieldguide.report.leaks import find_overlap, refuse_overlap
-    from fieldguide.report.words import WordsEvaluation, losses_with_intervals, named, write_words_report
+    from fieldguide.report.words import WordsEvaluation, losses_with_intervals, named
 
     folder = Path(out) if out is not None else guide.folder / "report"
     check_replaceable(folder)
@@ -83,8 +86,20 @@ def evaluate_rows(
         overlap=named(overlap),
         guide_info=dict(guide.info),
     )
-    write_words_report(found, folder)
+    _write_report(found, folder)
     return found
+
+
+def _write_report(found: WordsEvaluation, folder: Path) -> None:
+    """Write index.html, answers.jsonl and metrics.json; the folder appears whole or not at all."""
+    from fieldguide.report.page import render_words
+
+    record = {k: v for k, v in asdict(found).items() if k not in ("samples", "guide_info")}
+    with atomic_folder(folder) as temporary:
+        (temporary / "index.html").write_text(render_words(found), encoding="utf-8")
+        lines = [json.dumps(asdict(sample), ensure_ascii=False) for sample in found.samples]
+        (temporary / "answers.jsonl").write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+        write_json(temporary / "metrics.json", {**record, "perplexity": found.perplexity})
 
 
 def _losses(model: HubModel, guide: Guide, part: Part, rows: Any) -> np.ndarray:

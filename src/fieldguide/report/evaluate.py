@@ -28,7 +28,7 @@ from fieldguide.report.leaks import find_overlap, refuse_overlap
 from fieldguide.report.metrics import Metrics, compute_metrics, mcnemar
 
 TOP_K = 5
-REPORT_FILES = ("index.html", "predictions.parquet", "metrics.json")
+REPORT_FILES = ("index.html", "predictions.parquet", "answers.jsonl", "metrics.json")
 
 
 class Assistant(Protocol):

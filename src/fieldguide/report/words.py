@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from fieldguide.files import atomic_folder, write_json
 from fieldguide.report.metrics import Interval
 
 RESAMPLES = 2000
@@ -83,18 +80,6 @@ def verdict_in_words(found: WordsEvaluation) -> str:
     if found.gain_interval.high < 0:
         return f"WORSE than its base model by {-gain:.3f} nats a token"
     return f"not clearly better than its base model (gain {gain:.3f} nats a token, which may well be chance)"
-
-
-def write_words_report(found: WordsEvaluation, folder: Path) -> None:
-    """Write index.html, answers.jsonl and metrics.json; the folder appears whole or not at all."""
-    from fieldguide.report.page import render_words
-
-    record = {k: v for k, v in asdict(found).items() if k not in ("samples", "guide_info")}
-    with atomic_folder(folder) as temporary:
-        (temporary / "index.html").write_text(render_words(found), encoding="utf-8")
-        lines = [json.dumps(asdict(sample), ensure_ascii=False) for sample in found.samples]
-        (temporary / "answers.jsonl").write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
-        write_json(temporary / "metrics.json", {**record, "perplexity": found.perplexity})
 
 
 def named(overlap: Sequence[Any]) -> tuple[str, ...]:
