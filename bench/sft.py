@@ -3,7 +3,7 @@
     python bench/sft.py [PICTURES] [--rows 96] [--rounds 3]
 
 The model is a `LlavaForConditionalGeneration` with the starter's real language model and a random CLIP tower
-of small size; pictures are of mixed size. Both train the same rows in fp32 without gradient checkpointing, in
+(ViT-B/32); pictures are of mixed size. Both train the same rows in fp32 without gradient checkpointing, in
 batches of the same rows in the same order, with the same LoRA and projector. `cached` has the tower's outputs
 stored, `uncached` runs the tower at every step. Rounds take turns in one process; medians of rows a second.
 The peak is that of a process of its own for each.
@@ -48,10 +48,7 @@ QUESTION = "What is in this picture?"
 def make_model(seed: int = 0) -> HubModel:
     """A fresh model with its fresh adapter; equal seeds give equal weights."""
     torch.manual_seed(seed)
-    config = transformers.CLIPVisionConfig(
-        hidden_size=384, intermediate_size=1536, num_hidden_layers=12, num_attention_heads=6,
-        image_size=224, patch_size=32,
-    )  # fmt: skip
+    config = transformers.CLIPVisionConfig()  # ViT-B/32: 224 pixels, 49 patches
     tower = transformers.CLIPVisionModel(config).eval()
     pixels = transformers.CLIPImageProcessor(
         size={"shortest_edge": 224}, crop_size={"height": 224, "width": 224}

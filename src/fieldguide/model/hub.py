@@ -216,7 +216,7 @@ class HubModel(LocalModel):
     def _shares(self) -> bool:
         """Whether rows may go on from keys and values that were read before."""
         numbered = hasattr(self.bare.model, "get_rope_index")  # positions follow from the whole row
-        checkpointing = self.training and bool(getattr(self.bare, "is_gradient_checkpointing", False))
+        checkpointing = self.training and bool(getattr(self.bare, "is_activation_checkpointing", False))
         return bool(self.family.vision) and not numbered and not checkpointing
 
     def _run(self, rows: Sequence[Sequence[int]], pictures: HubPictures, cache: DynamicCache | None) -> Any:
