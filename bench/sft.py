@@ -1,11 +1,12 @@
 """The loop beside trl's SFTTrainer: the same model, data, order, LoRA and arithmetic.
 
-    python bench/sft.py [PICTURES] [--rows 96] [--rounds 3]
+    python bench/sft.py [PICTURES] [--rows 96] [--rounds 3] [--tower base|large]
 
 The model is a `LlavaForConditionalGeneration` with the starter's real language model and a random CLIP tower
-(ViT-B/32); pictures are of mixed size. Both train the same rows in fp32 without gradient checkpointing, in
-batches of the same rows in the same order, with the same LoRA and projector. `cached` has the tower's outputs
-stored, `uncached` runs the tower at every step. Rounds take turns in one process; medians of rows a second.
+(ViT-L/14 as LLaVA has, or ViT-B/32); pictures are of mixed size. Both train the same rows in fp32 without
+gradient checkpointing, in batches of the same rows in the same order, with the same LoRA and projector.
+`cached` has the tower's outputs stored, `uncached` runs the tower at every step. Rounds take turns in one
+process; medians of rows a second.
 The peak is that of a process of its own for each.
 """
 
@@ -42,14 +43,21 @@ from fieldguide.train.rows import Row, conversation_row
 
 RESULTS = Path(__file__).parent / "results"
 BATCH = 8
+TOWERS: dict[str, dict[str, Any]] = {
+    "base": {},  # ViT-B/32: 49 patches, 86 million weights
+    "large": {  # ViT-L/14, LLaVA's: 256 patches, 303 million weights
+        "hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 24, "num_attention_heads": 16,
+        "patch_size": 14,
+    },
+}  # fmt: skip
 QUESTION = "What is in this picture?"
 
 
-def make_model(seed: int = 0) -> HubModel:
+def make_model(tower: str, seed: int = 0) -> HubModel:
     """A fresh model with its fresh adapter; equal seeds give equal weights."""
     torch.manual_seed(seed)
-    config = transformers.CLIPVisionConfig()  # ViT-B/32: 224 pixels, 49 patches
-    tower = transformers.CLIPVisionModel(config).eval()
+    config = transformers.CLIPVisionConfig(**TOWERS[tower])
+    vision = transformers.CLIPVisionModel(config).eval()
     pixels = transformers.CLIPImageProcessor(
         size={"shortest_edge": 224}, crop_size={"height": 224, "width": 224}
     )
@@ -58,7 +66,7 @@ def make_model(seed: int = 0) -> HubModel:
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
     # trl also learns what the template writes behind an answer: without that, both learn the same tokens
     tokenizer.chat_template = tokenizer.chat_template.replace("'<|im_end|>' + '\n'", "'<|im_end|>'")
-    parts = assemble_llava(tower, language, tokenizer, pixels)
+    parts = assemble_llava(vision, language, tokenizer, pixels)
     family = family_of(parts.network.config)
     template = template_from_chat(parts.processor, tokenizer, "<image>", "")
     network = prepare_parts(parts.network, family, TrainSettings(), "bench")
@@ -151,16 +159,26 @@ def theirs(model: HubModel, files: list[Path]) -> tuple[float, list[float]]:
         return time.perf_counter() - began, losses
 
 
-def one(kind: str, files: list[Path], cache: Path) -> tuple[float, list[float]]:
-    model = make_model()
+def one(kind: str, tower: str, files: list[Path], cache: Path) -> tuple[float, list[float]]:
+    model = make_model(tower)
     if kind == "trl":
         return theirs(model, files)
     return ours(model, files, TowerStore(model, "bench", cache) if kind == "cached" else None)
 
 
-def peak(kind: str, files: list[Path], cache: Path) -> float:
+def peak(kind: str, tower: str, files: list[Path], cache: Path) -> float:
     """GB at most in a process that does nothing else."""
-    command = [sys.executable, __file__, "--peak", kind, "--cache", str(cache), *map(str, files)]
+    command = [
+        sys.executable,
+        __file__,
+        "--peak",
+        kind,
+        "--tower",
+        tower,
+        "--cache",
+        str(cache),
+        *map(str, files),
+    ]
     told = subprocess.run(command, capture_output=True, text=True, check=True, env={**os.environ})
     return float(told.stdout.strip().splitlines()[-1])
 
@@ -188,13 +206,14 @@ def main() -> None:
     parser.add_argument("pictures", type=Path, nargs="*")
     parser.add_argument("--rows", type=int, default=96)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--peak")
+    parser.add_argument("--tower", choices=TOWERS, default="large")
+    parser.add_argument("--peak", help=argparse.SUPPRESS)
     parser.add_argument("--cache", type=Path)
     arguments = parser.parse_args()
     transformers.logging.set_verbosity_error()
     if arguments.peak:
         in_use(torch.device("cpu"))
-        one(arguments.peak, arguments.pictures, arguments.cache)
+        one(arguments.peak, arguments.tower, arguments.pictures, arguments.cache)
         print(peak_use(torch.device("cpu")) / 1e9)
         return
     with tempfile.TemporaryDirectory() as temporary:
@@ -206,12 +225,12 @@ def main() -> None:
         curves: dict[str, list[float]] = {}
         for number in range(arguments.rounds):
             for kind in kinds:
-                seconds, losses = one(kind, files, folder / "cache")
+                seconds, losses = one(kind, arguments.tower, files, folder / "cache")
                 rates[kind].append(len(files) / seconds)
                 curves[kind] = losses
                 print(f"round {number + 1}, {kind}: {rates[kind][-1]:.2f} rows a second", flush=True)
         medians = {kind: statistics.median(values) for kind, values in rates.items()}
-        peaks = {kind: peak(kind, files, folder / "cache") for kind in kinds}
+        peaks = {kind: peak(kind, arguments.tower, files, folder / "cache") for kind in kinds}
     apart = max(abs(a - b) for a, b in zip(curves["cached"], curves["trl"], strict=True))
     figures = {
         "rows a second": medians,
@@ -226,7 +245,7 @@ def main() -> None:
         if name != "losses":
             print(f"{name}: {value}")
     RESULTS.mkdir(exist_ok=True)
-    (RESULTS / "sft.json").write_text(json.dumps(figures, indent=2) + "\n")
+    (RESULTS / f"sft-{arguments.tower}.json").write_text(json.dumps(figures, indent=2) + "\n")
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ import numpy as np
 
 from fieldguide.data.dataset import Dataset
 from fieldguide.errors import DataError
-from fieldguide.guide import Guide, check_free
+from fieldguide.guide import Guide, check_free, load_guide
 from fieldguide.records import Example, Note
 from fieldguide.settings import Recipe
 from fieldguide.writing import write_guide_folder
@@ -98,6 +98,7 @@ def train_guide(
         ResumeError: when `resume` and data, settings or weights are not those of the checkpoint.
     """
     from fieldguide.train.loop import Loop
+    from fieldguide.train.processes import first_writes
 
     if recipe is not None and recipe.train.model != "starter":
         from fieldguide.tune import tune_guide
@@ -118,7 +119,8 @@ def train_guide(
         announce,
     )
     result = loop.run(resume=resume)
-    return write_guide(out, setup, result)
+    first_writes(lambda: write_guide(out, setup, result))
+    return load_guide(out)
 
 
 def prepare(

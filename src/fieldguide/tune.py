@@ -79,9 +79,11 @@ def tune_guide(
     """
     from fieldguide.model.tuning import prepare_parts
     from fieldguide.train.checkpoint import checkpoints
+    from fieldguide.train.processes import first_process, first_writes
 
     out, settings = Path(out), recipe.train
     check_free(out)
+    announce = announce if first_process() else _nothing
     tuning = _open(dataset, recipe, announce)
     if settings.vision and tuning.learn == "labels" and settings.projector in ("mlp", "linear"):
         _warm_start(tuning, announce)
@@ -104,7 +106,12 @@ def tune_guide(
     result = _run(
         tuning, folder, resume and bool(checkpoints(folder) or not settings.pretrain_epochs), announce
     )
-    return _write(out, tuning, result)
+    first_writes(lambda: _write(out, tuning, result))
+    return load_guide(out)
+
+
+def _nothing(line: str) -> None:
+    """Other processes than the first say nothing."""
 
 
 # ---- preparing

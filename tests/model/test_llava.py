@@ -111,7 +111,9 @@ def test_the_real_language_model_keeps_its_tied_head(tmp_path: Path) -> None:
     wanted = TrainSettings(model=str(folder), vision=str(tmp_path / "vision"))
     made = open_model(wanted, announce=lambda line: None)
     network = made.model.bare
-    assert network.get_output_embeddings().weight.data_ptr() == network.get_input_embeddings().weight.data_ptr()
+    assert (
+        network.get_output_embeddings().weight.data_ptr() == network.get_input_embeddings().weight.data_ptr()
+    )
     alone = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
     ids = torch.tensor([[504, 2471, 314, 253]])
     with torch.no_grad():

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from types import FrameType, TracebackType
 from typing import Any, Self, TypeVar
 
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, PartialState
 from torch import Tensor
 
 from fieldguide.train.checkpoint import random_state
@@ -54,6 +55,23 @@ class Processes:
         states: list[Any] = [None] * self.count
         torch.distributed.all_gather_object(states, random_state())
         return states
+
+
+def on_cpus() -> bool:
+    """Whether several processes share the CPUs of a machine without a GPU: accelerate has to be told."""
+    return int(os.environ.get("WORLD_SIZE", "1")) > 1 and not torch.cuda.is_available()
+
+
+def first_process() -> bool:
+    """Whether this is the process that writes and speaks; so it is when it is the only one."""
+    return bool(PartialState(cpu=on_cpus()).is_main_process)
+
+
+def first_writes(write: Callable[[], object]) -> None:
+    """Let the first process write while the others wait for it."""
+    if first_process():
+        write()
+    PartialState(cpu=on_cpus()).wait_for_everyone()
 
 
 class StopSignal:
