@@ -49,6 +49,7 @@ def evaluate_rows(
     """
     from fieldguide.report.evaluate import check_replaceable
     from fieldguide.report.leaks import find_overlap, refuse_overlap
+    from fieldguide.report.steps import read_steps
     from fieldguide.report.words import WordsEvaluation, losses_with_intervals, named
 
     folder = Path(out) if out is not None else guide.folder / "report"
@@ -85,6 +86,7 @@ def evaluate_rows(
         samples=samples,
         overlap=named(overlap),
         guide_info=dict(guide.info),
+        steps=read_steps(guide.folder),
     )
     _write_report(found, folder)
     return found
@@ -94,7 +96,7 @@ def _write_report(found: WordsEvaluation, folder: Path) -> None:
     """Write index.html, answers.jsonl and metrics.json; the folder appears whole or not at all."""
     from fieldguide.report.page import render_words
 
-    record = {k: v for k, v in asdict(found).items() if k not in ("samples", "guide_info")}
+    record = {k: v for k, v in asdict(found).items() if k not in ("samples", "guide_info", "steps")}
     with atomic_folder(folder) as temporary:
         (temporary / "index.html").write_text(render_words(found), encoding="utf-8")
         lines = [json.dumps(asdict(sample), ensure_ascii=False) for sample in found.samples]

@@ -26,6 +26,7 @@ from fieldguide.report.baselines import BaselineInputs, BaselineResult, baseline
 from fieldguide.report.evaluation import Evaluation, Prediction, Timing
 from fieldguide.report.leaks import find_overlap, refuse_overlap
 from fieldguide.report.metrics import Metrics, compute_metrics, mcnemar
+from fieldguide.report.steps import read_steps
 
 TOP_K = 5
 REPORT_FILES = ("index.html", "predictions.parquet", "answers.jsonl", "metrics.json")
@@ -116,6 +117,7 @@ def evaluate_guide(
         dataset_info=dict(dataset.info),
         facts=_facts(dataset, chosen),
         folder=folder,
+        steps=read_steps(guide.folder),
     )
     write_report(evaluation, folder)
     return evaluation

@@ -83,6 +83,7 @@ class Evaluation:
     dataset_info: dict[str, Any]  # dataset.json
     facts: dict[str, Any]  # counts by split, problems by kind, versions, date
     folder: Path | None = None  # where the report lies
+    steps: tuple[dict[str, Any], ...] = ()  # the log of the training, if it is there
 
     @property
     def best_baseline(self) -> BaselineResult | None:

@@ -20,6 +20,7 @@ from fieldguide.images import load_picture
 from fieldguide.report.charts import Bar, comparison_chart, line_chart, reliability_chart
 from fieldguide.report.evaluation import Evaluation, Prediction
 from fieldguide.report.metrics import Metrics
+from fieldguide.report.steps import step_charts
 from fieldguide.report.wording import (
     loss_curves,
     model_cards,
@@ -156,7 +157,9 @@ def render_words(found: WordsEvaluation) -> str:
     """The report page of a guide that has no labels."""
     verdict = verdict_in_words(found)
     template = environment().get_template("words.html")
-    return template.render(found=found, verdict=verdict[0].upper() + verdict[1:])
+    return template.render(
+        found=found, steps=step_charts(found.steps), verdict=verdict[0].upper() + verdict[1:]
+    )
 
 
 def render_report(evaluation: Evaluation) -> str:
@@ -180,6 +183,7 @@ def render_report(evaluation: Evaluation) -> str:
             unanswered=[p for p in evaluation.predictions if not p.predicted],
             parts=part_rows(info.get("training")),
             training=training_facts(info.get("training")),
+            steps=step_charts(evaluation.steps),
             losses=line_chart(curves, "epoch", "loss") if curves else "",
             models=model_cards(info.get("models")),
             settings_text=json.dumps(settings, indent=2, ensure_ascii=False)

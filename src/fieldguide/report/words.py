@@ -39,6 +39,7 @@ class WordsEvaluation:
     samples: tuple[Sample, ...]
     overlap: tuple[str, ...]  # rows whose picture the guide has seen
     guide_info: Mapping[str, Any]
+    steps: tuple[dict[str, Any], ...] = ()  # the log of the training
 
     @property
     def perplexity(self) -> float:
