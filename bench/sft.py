@@ -13,6 +13,7 @@ The peak is that of a process of its own for each.
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import json
 import os
 import statistics
@@ -210,6 +211,9 @@ def main() -> None:
     parser.add_argument("--peak", help=argparse.SUPPRESS)
     parser.add_argument("--cache", type=Path)
     arguments = parser.parse_args()
+    if importlib.util.find_spec("trl") is None:
+        print("left out: it needs trl (pip install trl)")
+        return
     transformers.logging.set_verbosity_error()
     if arguments.peak:
         in_use(torch.device("cpu"))

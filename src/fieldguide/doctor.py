@@ -18,7 +18,11 @@ from typing import Any
 from fieldguide.files import cache_dir
 
 # What an optional extra of pyproject.toml gives; extras for working on fieldguide itself are not listed.
-EXTRAS = {"openvino": "another way to run the vision encoder, fastest on some Intel processors"}
+EXTRAS = {
+    "openvino": "another way to run the vision encoder, fastest on some Intel processors",
+    "quant": "language models in 4 bits (QLoRA), and an 8-bit optimizer on GPUs",
+    "logs": "training logged to TensorBoard",
+}
 
 
 @dataclass(frozen=True)
