@@ -44,6 +44,14 @@ class Processes:
         """Whether it is so in any process."""
         return self.sum(float(value)) > 0
 
+    def agreed(self, values: T) -> T:
+        """The first process's values, in all of them."""
+        if self.count == 1:
+            return values
+        shared = [values]
+        torch.distributed.broadcast_object_list(shared, src=0)
+        return shared[0]
+
     def wait(self) -> None:
         """Until all have come here."""
         self._accelerator.wait_for_everyone()
