@@ -8,15 +8,18 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+from accelerate.utils import DistributedType
 from safetensors.torch import load_file
 
-from fieldguide.errors import ResumeError
+from fieldguide.errors import ResumeError, SettingsError
 from fieldguide.files import read_json
 from fieldguide.train.checkpoint import checkpoints
+from fieldguide.train.processes import Processes
 
 # What the processes run, and this one to compare: FOLDER begin|resume PAUSE HALT VARIANT …
 # In the step HALT every process writes `halted-N` and waits for PAUSE seconds.
@@ -213,3 +216,10 @@ def test_sigterm_ends_the_step_saves_and_has_its_own_exit_code(script: Path, tmp
     assert "run the same command with --resume to go on" in told
     here(script, tmp_path, "resume", "0", "0", "dropout")
     same_bits(tmp_path / "whole" / "dropout", folder)
+
+
+@pytest.mark.parametrize("kind", [DistributedType.FSDP, DistributedType.DEEPSPEED])
+def test_weights_that_are_split_are_refused_by_name(kind: DistributedType) -> None:
+    accelerator: Any = SimpleNamespace(distributed_type=kind, num_processes=2, process_index=0)
+    with pytest.raises(SettingsError, match=f"{kind.value} splits every weight"):
+        Processes(accelerator)

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import Accelerator, DistributedDataParallelKwargs
+from accelerate import Accelerator, DistributedDataParallelKwargs, InitProcessGroupKwargs
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
@@ -43,7 +43,7 @@ from fieldguide.train.checkpoint import (
     trained,
 )
 from fieldguide.train.logs import StepLog
-from fieldguide.train.processes import Processes, StopSignal, on_cpus
+from fieldguide.train.processes import PATIENCE, Processes, StopSignal, on_cpus
 from fieldguide.train.rows import Row, in_words
 
 START = "start.safetensors"  # before the first step: trained parameters, and what the warm start solved
@@ -92,9 +92,12 @@ class Loop:
         self.rows_of, self.validate, self.folder = rows_of, validate, folder
         self.settings, self.question = settings, question
         # Not every row has a picture, so not every step reaches every trained weight.
-        unused = DistributedDataParallelKwargs(find_unused_parameters=True)
+        unused = DistributedDataParallelKwargs(find_unused_parameters=True, gradient_as_bucket_view=True)
+        patient = InitProcessGroupKwargs(timeout=PATIENCE)
         mixed = {"fp32": "no"}.get(precision, precision)
-        self.accelerator = Accelerator(cpu=on_cpus(), mixed_precision=mixed, kwargs_handlers=[unused])
+        self.accelerator = Accelerator(
+            cpu=on_cpus(), mixed_precision=mixed, kwargs_handlers=[unused, patient]
+        )
         self.processes = Processes(self.accelerator)
         self.identity = {**identity, "processes": self.processes.count}
         self.announce = announce if self.processes.first else _nothing
