@@ -31,7 +31,8 @@ stage() { # GUIDE RECIPE [MORE …]
   [ -e "$guide/guide.json" ] && return
   local resume=()
   compgen -G "$guide/checkpoints/step-*" >/dev/null && resume=(--resume)
-  torchrun --nproc-per-node 8 -m fieldguide train "$data" --out "$guide" --recipe "$recipe" \
+  # Workers get the time that the scheduler gives; after 30 seconds, torchrun's own limit, they would be killed.
+  torchrun --nproc-per-node 8 --shutdown-timeout 110 -m fieldguide train "$data" --out "$guide" --recipe "$recipe" \
     "$@" "${resume[@]}" &
   child=$!
   wait "$child"

@@ -157,16 +157,17 @@ def ask_command(
     answer = load_guide(guide).ask(image, question, top_k or 0)
     scores = [{"label": score.label, "probability": score.probability} for score in answer.scores]
     if as_json:
-        record = {"image": answer.image, **scores[0], "scores": scores, "text": answer.text}
+        best = {"label": answer.label, "probability": answer.probability}
+        record = {"image": answer.image, **best, "scores": scores, "text": answer.text}
         typer.echo(json.dumps(record, ensure_ascii=False, indent=2))
         return
     from rich.cells import cell_len
 
-    width = max(cell_len(score.label) for score in answer.scores)
+    width = max((cell_len(score.label) for score in answer.scores), default=0)
     for score in answer.scores:
         typer.echo(f"{score.label}{' ' * (width - cell_len(score.label))}  {score.probability:7.2%}")
     if answer.text:
-        typer.echo(f"\n{answer.text}")
+        typer.echo(f"\n{answer.text}" if answer.scores else answer.text)
 
 
 @app.command("classify", rich_help_panel=EVERYDAY)
@@ -216,11 +217,13 @@ def train_command(
     """Train a guide on a data set: warm start, projector and LoRA, calibration."""
     from fieldguide.data.dataset import load_dataset
     from fieldguide.settings import load_recipe, parse_overrides
+    from fieldguide.train.processes import first_process
     from fieldguide.training import train_guide
 
     wanted = load_recipe(recipe, parse_overrides(settings or []))
     guide = train_guide(load_dataset(dataset), out, wanted, resume=resume, announce=typer.echo)
-    typer.echo(f"guide: {guide.folder}; next: fieldguide evaluate {guide.folder} {dataset}")
+    if first_process():
+        typer.echo(f"guide: {guide.folder}; next: fieldguide evaluate {guide.folder} {dataset}")
 
 
 @app.command("import", rich_help_panel=STAGES)

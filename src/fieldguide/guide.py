@@ -139,7 +139,15 @@ class Guide:
         Args:
             pictures: files.
             top_k: labels listed in each answer; 0 for the guide's own setting.
+
+        Raises:
+            GuideError: when the guide has no labels.
         """
+        if not self.labels:
+            raise GuideError(
+                f"{self.folder}: has no labels to choose among, it answers in words",
+                f"fieldguide ask {self.folder} PICTURE",
+            )
         paths = [Path(picture) for picture in pictures]
         answers: list[Answer | None] = [None] * len(paths)
         read, places, errors = self._pictures(paths)

@@ -38,6 +38,14 @@ class Part:
     pictures: LazyPictures
     visual: tuple[int, ...]  # prompt positions of each example's pictures
 
+    def only(self, numbers: Sequence[int]) -> Part:
+        """Some of the examples."""
+        return Part(
+            tuple(self.examples[i] for i in numbers),
+            self.pictures.only(numbers),
+            tuple(self.visual[i] for i in numbers),
+        )
+
 
 @dataclass
 class Tuning:
@@ -94,12 +102,7 @@ def tune_guide(
             tuning.model.network, tuning.model.family, first.train, settings.model
         )
         before = out / "checkpoints" / "pretrain"
-        _run(
-            replace(tuning, recipe=first, learn=_pretrains_on(tuning)),
-            before,
-            bool(checkpoints(before)),
-            announce,
-        )
+        _run(_first_tuning(tuning, first), before, bool(checkpoints(before)), announce)
         tuning.model.network.requires_grad_(False)
     _attach(tuning)
     folder = out / "checkpoints"
@@ -247,8 +250,15 @@ def _first_stage(recipe: Recipe) -> Recipe:
     return replace(recipe, train=train)
 
 
-def _pretrains_on(tuning: Tuning) -> str:
-    return "captions" if any(e.captions for e in tuning.train.examples) else tuning.learn
+def _first_tuning(tuning: Tuning, recipe: Recipe) -> Tuning:
+    """The first stage's: it learns from captions where there are any, from those examples that have one."""
+    if not any(e.captions for e in tuning.train.examples):
+        return replace(tuning, recipe=recipe)
+    train, val = (
+        part.only([i for i, e in enumerate(part.examples) if e.captions])
+        for part in (tuning.train, tuning.val)
+    )
+    return replace(tuning, recipe=recipe, learn="captions", train=train, val=val)
 
 
 def _warm_start(tuning: Tuning, announce: Callable[[str], None]) -> None:
@@ -421,6 +431,7 @@ def _identity(tuning: Tuning) -> dict[str, Any]:
         "prompt": tuning.model.prompt.template.to_dict(),
         "learns": tuning.learn,
         "weights": tuning.opened.sha256,
+        "begun from": load_guide(start).fingerprint if (start := tuning.recipe.train.start_from) else "",
     }
 
 

@@ -6,9 +6,11 @@ import json
 from pathlib import Path
 
 import pytest
+import tiny_training as tiny
 
 from fieldguide.errors import SettingsError
 from fieldguide.train import logs
+from fieldguide.train.checkpoint import Progress
 from fieldguide.train.logs import StepLog
 
 
@@ -77,3 +79,46 @@ def test_other_processes_write_nothing(tmp_path: Path) -> None:
     write(log, 1, 1)
     log.close()
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_killed_and_resumed_training_logs_each_step_once(tmp_path: Path) -> None:
+    """Also with its epochs, and how long it stood still for each checkpoint."""
+
+    class Killed(Exception):
+        pass
+
+    run = tiny.make_loop(tmp_path / "checkpoints")
+    step = run._step
+
+    def killed(progress: Progress, names: list[str]) -> dict[str, float]:
+        if progress.step == 7:  # the last checkpoint is that of step 6
+            raise Killed
+        return step(progress, names)
+
+    run._step = killed  # type: ignore[method-assign]
+    with pytest.raises(Killed):
+        run.run()
+    assert steps(tmp_path / "log") == [1, 2, 3, 4, 5, 6, 7]
+    tiny.make_loop(tmp_path / "checkpoints").run(resume=True)
+    assert steps(tmp_path / "log") == list(range(1, 13))
+    entries = [json.loads(line) for line in (tmp_path / "log" / "steps.jsonl").read_text().splitlines()]
+    assert [entry["step"] for entry in entries if entry["kind"] == "epoch"] == [4, 8, 12]
+    stalls = [entry for entry in entries if entry["kind"] == "checkpoint"]
+    assert [entry["step"] for entry in stalls] == [2, 4, 6, 8, 10, 12]
+    assert all(0 < entry["seconds"] < 10 for entry in stalls)
+    first = next(entry for entry in entries if entry["kind"] == "step")
+    assert sum(entry > 0 for name, entry in first.items() if name.startswith("gradient norm/")) >= 2
+    assert {
+        "learning rate/projector",
+        "learning rate/adapter",
+        "supervised tokens",
+        "tokens a second",
+    } <= set(first)
+
+
+def test_a_training_writes_tensorboard_files_when_asked(tmp_path: Path) -> None:
+    pytest.importorskip("tensorboard")
+    tiny.make_loop(tmp_path / "plain" / "checkpoints").run()
+    tiny.make_loop(tmp_path / "shown" / "checkpoints", log_to="tensorboard").run()
+    assert not list((tmp_path / "plain" / "log").glob("events.*"))
+    assert list((tmp_path / "shown" / "log").glob("events.*"))

@@ -9,11 +9,12 @@ import numpy as np
 import pytest
 import tiny_training as tiny
 import torch
+from accelerate.optimizer import AcceleratedOptimizer
 from safetensors.torch import load_file
 
 from fieldguide.errors import FieldguideError, ResumeError
 from fieldguide.model.assemble import Assembled
-from fieldguide.train.checkpoint import checkpoints, trained
+from fieldguide.train.checkpoint import Progress, checkpoints, trained
 from fieldguide.train.loop import Loop, TrainResult, learning_rate_factor
 from fieldguide.train.rows import Row, label_row
 
@@ -355,3 +356,43 @@ def test_a_resumed_training_keeps_the_evidence_it_began_with(tmp_path: Path) -> 
         run.pictures.evidence.mul_(1.001)
     assert run.run(resume=True).frozen_unchanged
     assert equal(model.state_dict(), wanted.state_dict())
+
+
+# --- 16-bit losses are scaled, and a step that overflows is left out -------------------------------------
+
+
+def scaled(folder: Path, scale: float) -> Loop:
+    """A loop whose losses are scaled as those in fp16 on a GPU are."""
+    run = tiny.make_loop(folder, lora_dropout=0.0)
+    scaler = torch.amp.GradScaler("cpu", init_scale=scale)
+    run.accelerator.scaler = scaler
+    run.optimizer = AcceleratedOptimizer(run.optimizer.optimizer, device_placement=False, scaler=scaler)
+    return run
+
+
+def test_a_scale_that_fits_changes_nothing(tmp_path: Path) -> None:
+    plain, other = tiny.make_loop(tmp_path / "plain", lora_dropout=0.0), scaled(tmp_path / "scaled", 2.0**10)
+    plain.run()
+    other.run()
+    assert equal(copies(plain.model, learnt=True), copies(other.model, learnt=True))
+
+
+def test_steps_that_overflow_are_left_out_and_a_resumed_scale_is_the_same(tmp_path: Path) -> None:
+    whole, stopped = scaled(tmp_path / "whole", 2.0**127), scaled(tmp_path / "stopped", 2.0**127)
+    before = copies(whole.model, learnt=True)
+    whole.run()
+    assert whole.accelerator.scaler.get_scale() < 2.0**127, "no step overflowed, so this shows nothing"
+    assert not equal(before, copies(whole.model, learnt=True))
+    step = stopped._step
+
+    def killed(progress: Progress, names: list[str]) -> dict[str, float]:
+        if progress.step == 7:
+            raise KeyboardInterrupt
+        return step(progress, names)
+
+    stopped._step = killed  # type: ignore[method-assign]
+    with pytest.raises(KeyboardInterrupt):
+        stopped.run()
+    resumed = scaled(tmp_path / "stopped", 2.0**127)
+    resumed.run(resume=True)
+    assert equal(copies(whole.model, learnt=True), copies(resumed.model, learnt=True))

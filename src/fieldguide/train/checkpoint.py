@@ -40,6 +40,7 @@ class Progress:
     supervised_tokens: int = 0
     epoch_loss: float = 0.0  # sum over the batches of the epoch under way
     history: list[dict[str, Any]] = field(default_factory=list)  # one entry an epoch
+    scaler: dict[str, Any] = field(default_factory=dict)  # the scale of fp16 losses; {} for other arithmetic
 
 
 def trained(model: nn.Module) -> dict[str, nn.Parameter]:

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import Accelerator, DistributedDataParallelKwargs
+from accelerate import Accelerator, DistributedDataParallelKwargs, InitProcessGroupKwargs
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
@@ -43,7 +43,7 @@ from fieldguide.train.checkpoint import (
     trained,
 )
 from fieldguide.train.logs import StepLog
-from fieldguide.train.processes import Processes, StopSignal, on_cpus
+from fieldguide.train.processes import PATIENCE, Processes, StopSignal, on_cpus
 from fieldguide.train.rows import Row, in_words
 
 START = "start.safetensors"  # before the first step: trained parameters, and what the warm start solved
@@ -92,9 +92,12 @@ class Loop:
         self.rows_of, self.validate, self.folder = rows_of, validate, folder
         self.settings, self.question = settings, question
         # Not every row has a picture, so not every step reaches every trained weight.
-        unused = DistributedDataParallelKwargs(find_unused_parameters=True)
+        unused = DistributedDataParallelKwargs(find_unused_parameters=True, gradient_as_bucket_view=True)
+        patient = InitProcessGroupKwargs(timeout=PATIENCE)
         mixed = {"fp32": "no"}.get(precision, precision)
-        self.accelerator = Accelerator(cpu=on_cpus(), mixed_precision=mixed, kwargs_handlers=[unused])
+        self.accelerator = Accelerator(
+            cpu=on_cpus(), mixed_precision=mixed, kwargs_handlers=[unused, patient]
+        )
         self.processes = Processes(self.accelerator)
         self.identity = {**identity, "processes": self.processes.count}
         self.announce = announce if self.processes.first else _nothing
@@ -106,6 +109,7 @@ class Loop:
         self.model: Any = model
         self.wrapped, self.optimizer = self.accelerator.prepare(model, optimizer)
         self.pictures = pictures.to(self.accelerator.device)
+        self._unproved = False  # whether it is still to be shown that a step moves what trains
         self.log = StepLog(folder.parent / "log", settings.log_to if self.processes.first else None)
         self.steps_an_epoch = math.ceil(len(self._order(rows_of(0), 0)) / settings.accumulate)
 
@@ -171,6 +175,7 @@ class Loop:
             save_tensors(self.folder / START, {**trained(self.model), **self._solved()})
             (self.folder / BEST).unlink(missing_ok=True)  # of a run that never reached a checkpoint
         self.processes.wait()
+        self._unproved = True
         example = in_words(self.rows_of(0)[-1], self.model.prompt)
         self.announce(f"learns what stands in ⟦⟧, such as {example!r}")
         return Progress()
@@ -181,6 +186,8 @@ class Loop:
             raise ResumeError(f"{self.folder}: no checkpoint to resume", "train without --resume")
         check_identity(found[-1], self.identity)
         progress = load_checkpoint(found[-1], self.model, self.optimizer.optimizer, self.processes.number)
+        if self.accelerator.scaler is not None:
+            self.accelerator.scaler.load_state_dict(progress.scaler)
         # The warm start may have been solved with other last bits this time (threads, library).
         start = load_tensors(self.folder / START)
         with torch.no_grad():
@@ -216,8 +223,9 @@ class Loop:
             norms = self._step(progress, [rows[i].name for numbers in window for i in numbers])
             progress.batch += len(window)
             progress.supervised_tokens += tokens
-            if progress.step == 1:
+            if self._unproved and not self.optimizer.step_was_skipped:
                 certificate.check_first_step(self.model, before)
+                self._unproved = False
             self.log.step(
                 progress.step,
                 lost,
@@ -250,20 +258,22 @@ class Loop:
         loss = cross_entropy(logits.float(), batch.targets, reduction="sum") / tokens
         if not mine:  # fewer rows than processes: this one only keeps step with the others
             loss = 0 * loss
-        self._check("loss", loss, [row.name for row in rows])
+        # The sum is none in all processes when it is in one: none is left waiting for another that gave up.
+        total = self.processes.sum(loss.item())
+        self._check("loss", total, [row.name for row in rows])
         # Processes average their gradients, so each counts as often as there are processes.
         self.accelerator.backward(loss * self.processes.count)
-        return self.processes.sum(loss.item())
+        return total
 
     def _order(self, rows: Sequence[Row], epoch: int) -> list[list[int]]:
         settings = self.settings
         lengths = [row.visual + len(row.ids) for row in rows]
         return epoch_order(lengths, settings.batch_size, settings.batch_tokens, settings.seed, epoch)
 
-    def _check(self, what: str, value: Tensor, names: list[str]) -> None:
-        if not torch.isfinite(value):
+    def _check(self, what: str, value: float, names: list[str]) -> None:
+        if not math.isfinite(value):
             raise FieldguideError(
-                f"the {what} became {value.item()} at a batch with {', '.join(names[:3])}",
+                f"the {what} became {value} at a batch with {', '.join(names[:3])}",
                 "lower train.learning_rate; the last checkpoint is whole",
             )
 
@@ -272,9 +282,13 @@ class Loop:
         factor = learning_rate_factor(progress.step, self.total_steps, self.settings.warmup)
         for group in self.optimizer.param_groups:
             group["lr"] = group["peak"] * factor
+        scaler = self.accelerator.scaler  # of fp16: it leaves out a step that overflows, and halves the scale
+        if scaler is not None:
+            scaler.unscale_(self.optimizer.optimizer)
         norms = self.log.norms(self.model)
-        norm = self.accelerator.clip_grad_norm_(list(trained(self.model).values()), self.settings.clip)
-        self._check("gradient", torch.as_tensor(norm), names)
+        norm = torch.nn.utils.clip_grad_norm_(list(trained(self.model).values()), self.settings.clip)
+        if scaler is None:
+            self._check("gradient", norm.item(), names)
         self.optimizer.step()
         self.optimizer.zero_grad()
         progress.step += 1
@@ -289,7 +303,9 @@ class Loop:
         entry["loss"] = progress.epoch_loss / math.ceil(progress.batch / self.settings.accumulate)
         self.model.eval()
         if self.validate is not None:
-            entry.update({f"validation_{key}": value for key, value in self.validate().items()})
+            # Processes may differ in the last bits; what they decide by these figures must be the same.
+            measured = self.processes.agreed(self.validate())
+            entry.update({f"validation_{key}": value for key, value in measured.items()})
         value = entry.get("validation_loss", entry["loss"])
         if not math.isfinite(value):
             raise FieldguideError(
@@ -317,6 +333,8 @@ class Loop:
 
     def _save(self, progress: Progress) -> None:
         began = time.perf_counter()
+        if self.accelerator.scaler is not None:
+            progress.scaler = self.accelerator.scaler.state_dict()
         states = self.processes.random_states()
         if self.processes.first:
             save_checkpoint(

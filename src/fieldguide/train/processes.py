@@ -6,22 +6,39 @@ import os
 import signal
 import threading
 from collections.abc import Callable, Sequence
+from datetime import timedelta
 from types import FrameType, TracebackType
 from typing import Any, Self, TypeVar
 
 import torch
 from accelerate import Accelerator, PartialState
+from accelerate.utils import DistributedType
 from torch import Tensor
 
+from fieldguide.errors import SettingsError
 from fieldguide.train.checkpoint import random_state
+
+SPLITTING = (DistributedType.FSDP, DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM)
+# The first process calibrates and writes while the others wait: longer than the ten minutes of NCCL.
+PATIENCE = timedelta(hours=6)
 
 T = TypeVar("T")
 
 
 class Processes:
-    """The processes of this training, this one among them. With one process nothing is sent anywhere."""
+    """The processes of this training, this one among them. With one process nothing is sent anywhere.
+
+    Raises:
+        SettingsError: when each holds but a piece of every weight (FSDP, DeepSpeed): certificates,
+            checkpoints and validation read whole ones.
+    """
 
     def __init__(self, accelerator: Accelerator) -> None:
+        if (kind := accelerator.distributed_type) in SPLITTING:
+            raise SettingsError(
+                f"{kind.value} splits every weight over the processes, and training here needs them whole",
+                "launch with recipes/accelerate/ddp.yaml or torchrun; train.quantise=nf4 saves memory",
+            )
         self.count = int(accelerator.num_processes)
         self.number = int(accelerator.process_index)
         self.first = self.number == 0
@@ -44,6 +61,14 @@ class Processes:
         """Whether it is so in any process."""
         return self.sum(float(value)) > 0
 
+    def agreed(self, values: T) -> T:
+        """The first process's values, in all of them."""
+        if self.count == 1:
+            return values
+        shared = [values]
+        torch.distributed.broadcast_object_list(shared, src=0)
+        return shared[0]
+
     def wait(self) -> None:
         """Until all have come here."""
         self._accelerator.wait_for_everyone()
@@ -64,14 +89,18 @@ def on_cpus() -> bool:
 
 def first_process() -> bool:
     """Whether this is the process that writes and speaks; so it is when it is the only one."""
-    return bool(PartialState(cpu=on_cpus()).is_main_process)
+    return bool(_state().is_main_process)
 
 
 def first_writes(write: Callable[[], object]) -> None:
     """Let the first process write while the others wait for it."""
     if first_process():
         write()
-    PartialState(cpu=on_cpus()).wait_for_everyone()
+    _state().wait_for_everyone()
+
+
+def _state() -> PartialState:
+    return PartialState(cpu=on_cpus(), timeout=PATIENCE)
 
 
 class StopSignal:
