@@ -43,8 +43,9 @@ from fieldguide.train.checkpoint import (
     trained,
 )
 from fieldguide.train.logs import StepLog
-from fieldguide.train.processes import PATIENCE, Processes, StopSignal, on_cpus
+from fieldguide.train.processes import Processes, StopSignal
 from fieldguide.train.rows import Row, in_words
+from fieldguide.train.sharing import PATIENCE, on_cpus
 
 START = "start.safetensors"  # before the first step: trained parameters, and what the warm start solved
 BEST = "best.safetensors"  # trained parameters of the best epoch
