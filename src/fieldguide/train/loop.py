@@ -13,7 +13,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,14 +30,13 @@ from fieldguide.settings import TrainSettings
 from fieldguide.train import certificate
 from fieldguide.train.batches import collate, epoch_order
 from fieldguide.train.checkpoint import (
+    CheckpointWriter,
     Progress,
     check_identity,
     checkpoints,
-    keep_last,
     load_checkpoint,
     load_tensors,
     random_state,
-    save_checkpoint,
     save_tensors,
     set_random_state,
     trained,
@@ -110,6 +109,8 @@ class Loop:
         self.model: Any = model
         self.wrapped, self.optimizer = self.accelerator.prepare(model, optimizer)
         self.pictures = pictures.to(self.accelerator.device)
+        behind = self.accelerator.device.type != "cpu"
+        self.checkpoints = CheckpointWriter(folder, settings.keep, behind)
         self._unproved = False  # whether it is still to be shown that a step moves what trains
         self.log = StepLog(folder.parent / "log", settings.log_to if self.processes.first else None)
         self.steps_an_epoch = math.ceil(len(self._order(rows_of(0), 0)) / settings.accumulate)
@@ -133,12 +134,17 @@ class Loop:
         self.announce(certificate.before_in_words(parts))
         before = load_tensors(self.folder / START)
         frozen = certificate.frozen_hash(self.model)
-        with progress_bar("steps", shown=self.processes.first) as bar, StopSignal() as stop:
+        with (
+            progress_bar("steps", shown=self.processes.first) as bar,
+            StopSignal() as stop,
+            ExitStack() as ends,
+        ):
+            ends.callback(self.log.close)
+            ends.callback(self.checkpoints.finish)
             task = bar.add_task("training", total=self.total_steps, completed=progress.step)
             while not progress.stopped:
                 self._epoch(progress, before, lambda: bar.advance(task), stop)
                 self._close_epoch(progress)
-        self.log.close()
         if (self.folder / BEST).exists():
             self._load_parameters(load_tensors(self.folder / BEST))
         if certificate.frozen_hash(self.model) != frozen:
@@ -244,6 +250,8 @@ class Loop:
             if stopping:
                 if progress.batch == len(order):
                     self._close_epoch(progress)
+                self.checkpoints.finish()
+                self.processes.wait()  # who leaves first has the launcher end the others
                 raise Stopped(
                     f"stopped after step {progress.step} of {self.total_steps}, and saved",
                     "run the same command with --resume to go on",
@@ -338,10 +346,7 @@ class Loop:
             progress.scaler = self.accelerator.scaler.state_dict()
         states = self.processes.random_states()
         if self.processes.first:
-            save_checkpoint(
-                self.folder, self.model, self.optimizer.optimizer, progress, self.identity, states
-            )
-            keep_last(self.folder, self.settings.keep)
+            self.checkpoints.save(self.model, self.optimizer.optimizer, progress, self.identity, states)
         self.processes.wait()
         self.log.saved(progress.step, time.perf_counter() - began)
 
