@@ -90,7 +90,7 @@ class Loop:
         precision: str = "fp32",
     ) -> None:
         self.rows_of, self.validate, self.folder = rows_of, validate, folder
-        self.settings, self.question = settings, question
+        self.settings, self.question, self.precision = settings, question, precision
         # Not every row has a picture, so not every step reaches every trained weight.
         unused = DistributedDataParallelKwargs(find_unused_parameters=True, gradient_as_bucket_view=True)
         patient = InitProcessGroupKwargs(timeout=PATIENCE)
@@ -129,7 +129,7 @@ class Loop:
         """
         began = time.perf_counter()
         progress = self._resume() if resume else self._begin()
-        self.log.open(progress.step)
+        self.log.open(progress.step, self._about())
         parts = certificate.parts(self.model)
         self.announce(certificate.before_in_words(parts))
         before = load_tensors(self.folder / START)
@@ -152,6 +152,17 @@ class Loop:
         changes = certificate.weight_changes(self.model, before)
         self.announce(certificate.after_in_words(changes, progress.supervised_tokens))
         return TrainResult(progress, parts, changes, True, time.perf_counter() - began)
+
+    def _about(self) -> dict[str, Any]:
+        """What holds for the whole training: the first line of its log."""
+        attention = getattr(self.model.decoder.config, "_attn_implementation", None)
+        return {
+            "precision": self.precision,
+            "attention": attention or "",
+            "device": self.accelerator.device.type,
+            "processes": self.processes.count,
+            "steps": self.total_steps,
+        }
 
     def worst_batch(self) -> list[Row]:
         """The rows of the batch that takes most memory in the first epoch."""
