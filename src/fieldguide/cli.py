@@ -349,6 +349,7 @@ def embed_command(
     from fieldguide.model.vision import load_encoder
     from fieldguide.settings import load_recipe, parse_overrides
     from fieldguide.train.features import embed_pictures, feature_folder
+    from fieldguide.train.sharing import speaks
 
     wanted = load_recipe(recipe, parse_overrides(settings or [])).embed
     examples = load_dataset(dataset)
@@ -359,7 +360,10 @@ def embed_command(
         for path, sha256 in zip(examples.paths(example), sha256s_of(example), strict=True)
     }
     pictures = [(path, sha256) for sha256, path in by_content.items()]
-    table = embed_pictures(pictures, encoder, batch_size=wanted.batch_size, announce=typer.echo)
+    announce = typer.echo if speaks() else _silent
+    table = embed_pictures(pictures, encoder, batch_size=wanted.batch_size, announce=announce, together=True)
+    if not speaks():  # the first of several processes tells of all pictures
+        return
     for key, reason in table.failed.items():
         typer.echo(f"left out: {_named(key, pictures)}: {reason}", err=True)
     patches, channels = encoder.grid_shape
@@ -367,6 +371,10 @@ def embed_command(
         f"{len(table.keys)} pictures: features ({patches} × {channels} and {encoder.pooled_size} numbers) "
         f"by {encoder.runtime_name} in {feature_folder(encoder)}"
     )
+
+
+def _silent(line: str) -> None:
+    """Other processes than the first say nothing."""
 
 
 def _named(key: str, pictures: list[tuple[Path, str]]) -> str:

@@ -99,6 +99,7 @@ def train_guide(
     """
     from fieldguide.train.loop import Loop
     from fieldguide.train.processes import first_writes
+    from fieldguide.train.sharing import speaks
 
     if recipe is not None and recipe.train.model != "starter":
         from fieldguide.tune import tune_guide
@@ -106,6 +107,7 @@ def train_guide(
         return tune_guide(dataset, out, recipe, resume=resume, announce=announce)
     out = Path(out)
     check_free(out)
+    announce = announce if speaks() else _silent
     setup = prepare(dataset, recipe or Recipe(), encoder, announce)
     loop = Loop(
         setup.model,
@@ -121,6 +123,10 @@ def train_guide(
     result = loop.run(resume=resume)
     first_writes(lambda: write_guide(out, setup, result))
     return load_guide(out)
+
+
+def _silent(line: str) -> None:
+    """Other processes than the first say nothing."""
 
 
 def prepare(
@@ -145,7 +151,9 @@ def prepare(
     encoder = encoder or load_encoder(recipe.embed, announce)
     wanted = [e for e in dataset.examples if e.split in ("train", "val") and e.label]
     pictures = [(dataset.path(e), e.sha256) for e in wanted]
-    table = embed_pictures(pictures, encoder, batch_size=recipe.embed.batch_size, announce=announce)
+    table = embed_pictures(
+        pictures, encoder, batch_size=recipe.embed.batch_size, announce=announce, together=True
+    )
     _name_failed(table.failed, wanted, announce)
     train, val = (pictures_of(dataset, table, labels, split) for split in ("train", "val"))
     lost = set(labels) - {e.label for e in train.examples}

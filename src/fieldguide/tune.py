@@ -184,7 +184,7 @@ def _part(
     announce: Callable[[str], None],
 ) -> Part:
     examples = [e for e in dataset.of(split) if (e.label in labels if learn == "labels" else _said(e, learn))]
-    return _see(opened.model, dataset, examples, store, announce, f"seeing {split} pictures")
+    return _see(opened.model, dataset, examples, store, announce, f"seeing {split} pictures", together=True)
 
 
 def _see(
@@ -194,6 +194,7 @@ def _see(
     store: TowerStore | None,
     announce: Callable[[str], None],
     description: str,
+    together: bool = False,
 ) -> Part:
     """The examples whose pictures can be read.
 
@@ -209,7 +210,7 @@ def _see(
         )
     paths = tuple(tuple(dataset.paths(e)) for e in examples)
     pictures = LazyPictures(model, paths, tuple(sha256s_of(e) for e in examples), store)
-    visual, failed = pictures.look_through(announce, description)
+    visual, failed = pictures.look_through(announce, description, together)
     kept = [i for i in range(len(examples)) if i not in failed]
     return Part(tuple(examples[i] for i in kept), pictures.only(kept), tuple(visual[i] for i in kept))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -15,13 +16,20 @@ from fieldguide.train.checkpoint import trained
 
 
 def parts(model: LocalModel) -> dict[str, dict[str, int]]:
-    """Parameters and trained parameters of each part."""
+    """Parameters and trained parameters of each part; those held in 4 bits as many as there were before."""
     found: dict[str, dict[str, int]] = {}
     for name, parameter in model.named_parameters():
         part = found.setdefault(model.part_of(name), {"parameters": 0, "trained": 0})
-        part["parameters"] += parameter.numel()
-        part["trained"] += parameter.numel() if parameter.requires_grad else 0
+        count = _numbers(parameter)
+        part["parameters"] += count
+        part["trained"] += count if parameter.requires_grad else 0
     return found
+
+
+def _numbers(parameter: Tensor) -> int:
+    """How many numbers a parameter stands for: bitsandbytes packs two of 4 bits into one byte."""
+    shape = getattr(getattr(parameter, "quant_state", None), "shape", None)
+    return parameter.numel() if shape is None else math.prod(shape)
 
 
 def before_in_words(parts: Mapping[str, Mapping[str, int]]) -> str:
@@ -41,7 +49,11 @@ def after_in_words(changes: Mapping[str, Mapping[str, Any]], supervised_tokens: 
 
 
 def frozen_hash(model: LocalModel) -> str:
-    """SHA-256 over every tensor that training must leave alone: frozen parameters and buffers."""
+    """SHA-256 over every tensor that training must leave alone: frozen parameters and saved buffers.
+
+    Of weights in 4 bits these are the packed bytes and all that turns them back into numbers. Buffers that
+    are not saved, such as the angles of rotary positions, are made anew by the model as it needs them.
+    """
     digest = hashlib.sha256()
     learnt = set(trained(model))
     for name, tensor in sorted(model.state_dict().items()):

@@ -11,6 +11,7 @@ from __future__ import annotations
 import re
 import shutil
 from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -61,6 +62,15 @@ def save_checkpoint(
     Args:
         random_states: of every process, in their order; () for this process alone.
     """
+    tensors = state_tensors(model, optimizer, random_states)
+    state = {"identity": identity, "progress": asdict(progress)}
+    return _write(folder / f"step-{progress.step:06d}", tensors, state)
+
+
+def state_tensors(
+    model: nn.Module, optimizer: torch.optim.Optimizer, random_states: Sequence[dict[str, Tensor]] = ()
+) -> dict[str, Tensor]:
+    """Trained parameters, optimizer and random states, under the names that a checkpoint gives them."""
     tensors: dict[str, Tensor] = {}
     for name, parameter in trained(model).items():
         tensors[f"parameter/{name}"] = parameter.detach()
@@ -68,11 +78,63 @@ def save_checkpoint(
             tensors[f"optimizer/{key}/{name}"] = torch.as_tensor(value)
     for number, state in enumerate(random_states or [random_state()]):
         tensors |= {f"random/{number}/{name}": value for name, value in state.items()}
-    path = folder / f"step-{progress.step:06d}"
+    return tensors
+
+
+def _write(path: Path, tensors: dict[str, Tensor], state: dict[str, Any]) -> Path:
     with atomic_folder(path) as temporary:
         save_file({k: v.contiguous().cpu() for k, v in tensors.items()}, temporary / "tensors.safetensors")
-        write_json(temporary / "state.json", {"identity": identity, "progress": asdict(progress)})
+        write_json(temporary / "state.json", state)
     return path
+
+
+class CheckpointWriter:
+    """Writes the checkpoints of one training, and deletes old ones.
+
+    Args:
+        folder: of the checkpoints.
+        keep: how many stay.
+        behind: whether training goes on while a copy of its state is written. On a GPU the copy is made
+            anyway; on a CPU it would take memory and cores for a write that is short beside the steps.
+    """
+
+    def __init__(self, folder: Path, keep: int, behind: bool) -> None:
+        self.folder, self.keep = folder, keep
+        self._pool = ThreadPoolExecutor(1, thread_name_prefix="checkpoint") if behind else None
+        self._running: Future[None] | None = None
+
+    def save(
+        self,
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        progress: Progress,
+        identity: dict[str, Any],
+        random_states: Sequence[dict[str, Tensor]],
+    ) -> None:
+        """As `save_checkpoint`; waits for the checkpoint before, whose errors are raised here."""
+        self.finish()
+        path = self.folder / f"step-{progress.step:06d}"
+        tensors = state_tensors(model, optimizer, random_states)
+        state = {"identity": identity, "progress": asdict(progress)}
+        if self._pool is None:
+            self._write(path, tensors, state)
+        else:
+            copies = {name: tensor.detach().to("cpu", copy=True) for name, tensor in tensors.items()}
+            self._running = self._pool.submit(self._write, path, copies, state)
+
+    def finish(self) -> None:
+        """Until the last checkpoint is whole.
+
+        Raises:
+            OSError: when it could not be written.
+        """
+        running, self._running = self._running, None
+        if running is not None:
+            running.result()
+
+    def _write(self, path: Path, tensors: dict[str, Tensor], state: dict[str, Any]) -> None:
+        _write(path, tensors, state)
+        keep_last(self.folder, self.keep)
 
 
 def random_state() -> dict[str, Tensor]:

@@ -27,6 +27,7 @@ from fieldguide.errors import FieldguideError, PictureError
 from fieldguide.files import atomic_path, cache_dir, sha256_file
 from fieldguide.images import load_picture
 from fieldguide.progress import progress_bar
+from fieldguide.train.sharing import divide, first_says, speaks
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -78,6 +79,7 @@ def embed_pictures(
     cache: Path | None = None,
     batch_size: int = 16,
     announce: Callable[[str], None] = lambda line: None,
+    together: bool = False,
 ) -> FeatureTable:
     """Features of the pictures, computed where the cache does not hold them yet.
 
@@ -87,6 +89,7 @@ def embed_pictures(
         cache: folder of all feature caches; None for the user cache.
         batch_size: pictures handed to the encoder at once.
         announce: told how many pictures are to be computed.
+        together: whether all processes that were started together call this, and divide the work.
 
     A picture that cannot be read, or whose bytes are not those its SHA-256 was taken of, is left out of the
     table and named in `failed`.
@@ -100,9 +103,17 @@ def embed_pictures(
     for (path, _), key in zip(pictures, keys, strict=True):
         if key and key not in store.places:
             missing.setdefault(key, path)
+    if together:
+        missing = first_says(missing)
     if missing:
         announce(f"embedding {len(missing)} of {len(set(keys))} pictures")
-        _compute(missing, encoder, store, batch_size, failed)
+
+        def work(mine: Sequence[tuple[str, Path]]) -> dict[str, str]:
+            return _compute(dict(mine), encoder, store, batch_size)
+
+        items = tuple(missing.items())
+        failed |= divide(items, work) if together else work(items)
+        store.refresh()
     present = [key for key in keys if key in store.places]
     grid, pooled = store.gather(present)
     return FeatureTable(tuple(present), grid, pooled, failed)
@@ -111,16 +122,16 @@ def embed_pictures(
 # --- computing ----------------------------------------------------------------------------------------
 
 
-def _compute(
-    missing: dict[str, Path], encoder: Encoder, store: Store, batch_size: int, failed: dict[str, str]
-) -> None:
+def _compute(missing: dict[str, Path], encoder: Encoder, store: Store, batch_size: int) -> dict[str, str]:
+    """Store the features of pictures; those that cannot be read, with the reason."""
     from fieldguide.model.runtime import threads
 
+    failed: dict[str, str] = {}
     shard = ShardWriter(store)
     try:
         with (
             ThreadPoolExecutor(threads(), thread_name_prefix="decode") as pool,
-            progress_bar("pictures") as bar,
+            progress_bar("pictures", speaks()) as bar,
         ):
             task = bar.add_task("embedding", total=len(missing))
             # Decoding runs two batches ahead, in the gaps that the encoder's threads leave.
@@ -134,6 +145,7 @@ def _compute(
                 bar.advance(task, len(batch))
     finally:
         shard.close()  # also after Ctrl-C: finished pictures are kept
+    return failed
 
 
 def _ahead(pool: ThreadPoolExecutor, work: Callable[[T], R], items: Iterable[T], window: int) -> Iterator[R]:
@@ -196,11 +208,18 @@ class Store:
         for leftover in folder.glob(".*.tmp"):
             if time.time() - leftover.stat().st_mtime > _STALE_SECONDS:
                 leftover.unlink(missing_ok=True)
-        for path in sorted(folder.glob("shard-*.safetensors")):
-            self.read(path)
+        self._seen: set[str] = set()
+        self.refresh()
+
+    def refresh(self) -> None:
+        """Take in the shards that are there and were not yet, of other processes too."""
+        for path in sorted(self.folder.glob("shard-*.safetensors")):
+            if path.name not in self._seen:
+                self.read(path)
 
     def read(self, path: Path) -> None:
         """Take in one shard. One that is cut short or of another shape is removed, and so computed again."""
+        self._seen.add(path.name)
         try:
             keys, shard = _map_shard(path, self.grid_shape, self.pooled_size)
         except FileNotFoundError:

@@ -1,13 +1,15 @@
 """What training did, step by step: JSON lines beside the guide, and TensorBoard and others if asked.
 
-`log/steps.jsonl` holds one line a step, an epoch and a checkpoint. A resumed training cuts it back to the
-step it resumes from, so that no step stands there twice.
+`log/steps.jsonl` begins with a line about the whole training, and holds one line a step, an epoch and a
+checkpoint. A resumed training cuts it back to the step it resumes from, so that no step stands there twice.
 """
 
 from __future__ import annotations
 
 import importlib.util
 import json
+import uuid
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -39,8 +41,12 @@ class StepLog:
         self._file: TextIO | None = None
         self._board: Any = None
 
-    def open(self, step: int) -> None:
-        """Begin, or go on after `step`."""
+    def open(self, step: int, about: Mapping[str, Any] | None = None) -> None:
+        """Begin, or go on after `step`.
+
+        Args:
+            about: of the first line: precision, attention, processes, …
+        """
         if self.to is None:
             return
         path = self.folder / "steps.jsonl"
@@ -56,13 +62,28 @@ class StepLog:
         with atomic_path(path) as temporary:
             temporary.write_text("".join(kept), encoding="utf-8")
         self._file = open(path, "a", encoding="utf-8", buffering=1)  # noqa: SIM115
+        if about is not None and not kept:
+            self._write("training", {"step": 0, **about})
         if self.to == "tensorboard":
             from torch.utils.tensorboard import SummaryWriter
 
             self._board = SummaryWriter(str(self.folder), purge_step=step + 1)
         elif self.to:
-            self._board = importlib.import_module(self.to)
-            self._board.init(project="fieldguide", dir=str(self.folder), resume="allow")
+            self._board = importlib.import_module(PACKAGES[self.to])
+            run = self._run(begins=not kept)
+            name = f"{self.folder.absolute().parent.name}-{run}"
+            more = {"id": run, "dir": str(self.folder)} if self.to == "wandb" else {}
+            self._board.init(
+                project="fieldguide", name=name, resume="allow", config=dict(about or {}), **more
+            )
+
+    def _run(self, begins: bool) -> str:
+        """The name under which a tracker knows this training, also after it was resumed."""
+        path = self.folder / "run.txt"
+        if begins or not path.is_file():
+            with atomic_path(path) as temporary:
+                temporary.write_text(uuid.uuid4().hex[:8], encoding="utf-8")
+        return path.read_text(encoding="utf-8")
 
     def norms(self, model: LocalModel) -> dict[str, float]:
         """The gradient's norm of each part."""

@@ -13,7 +13,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,21 +30,21 @@ from fieldguide.settings import TrainSettings
 from fieldguide.train import certificate
 from fieldguide.train.batches import collate, epoch_order
 from fieldguide.train.checkpoint import (
+    CheckpointWriter,
     Progress,
     check_identity,
     checkpoints,
-    keep_last,
     load_checkpoint,
     load_tensors,
     random_state,
-    save_checkpoint,
     save_tensors,
     set_random_state,
     trained,
 )
 from fieldguide.train.logs import StepLog
-from fieldguide.train.processes import PATIENCE, Processes, StopSignal, on_cpus
+from fieldguide.train.processes import Processes, StopSignal
 from fieldguide.train.rows import Row, in_words
+from fieldguide.train.sharing import PATIENCE, on_cpus
 
 START = "start.safetensors"  # before the first step: trained parameters, and what the warm start solved
 BEST = "best.safetensors"  # trained parameters of the best epoch
@@ -90,7 +90,7 @@ class Loop:
         precision: str = "fp32",
     ) -> None:
         self.rows_of, self.validate, self.folder = rows_of, validate, folder
-        self.settings, self.question = settings, question
+        self.settings, self.question, self.precision = settings, question, precision
         # Not every row has a picture, so not every step reaches every trained weight.
         unused = DistributedDataParallelKwargs(find_unused_parameters=True, gradient_as_bucket_view=True)
         patient = InitProcessGroupKwargs(timeout=PATIENCE)
@@ -109,6 +109,8 @@ class Loop:
         self.model: Any = model
         self.wrapped, self.optimizer = self.accelerator.prepare(model, optimizer)
         self.pictures = pictures.to(self.accelerator.device)
+        behind = self.accelerator.device.type != "cpu"
+        self.checkpoints = CheckpointWriter(folder, settings.keep, behind)
         self._unproved = False  # whether it is still to be shown that a step moves what trains
         self.log = StepLog(folder.parent / "log", settings.log_to if self.processes.first else None)
         self.steps_an_epoch = math.ceil(len(self._order(rows_of(0), 0)) / settings.accumulate)
@@ -127,17 +129,22 @@ class Loop:
         """
         began = time.perf_counter()
         progress = self._resume() if resume else self._begin()
-        self.log.open(progress.step)
+        self.log.open(progress.step, self._about())
         parts = certificate.parts(self.model)
         self.announce(certificate.before_in_words(parts))
         before = load_tensors(self.folder / START)
         frozen = certificate.frozen_hash(self.model)
-        with progress_bar("steps", shown=self.processes.first) as bar, StopSignal() as stop:
+        with (
+            progress_bar("steps", shown=self.processes.first) as bar,
+            StopSignal() as stop,
+            ExitStack() as ends,
+        ):
+            ends.callback(self.log.close)
+            ends.callback(self.checkpoints.finish)
             task = bar.add_task("training", total=self.total_steps, completed=progress.step)
             while not progress.stopped:
                 self._epoch(progress, before, lambda: bar.advance(task), stop)
                 self._close_epoch(progress)
-        self.log.close()
         if (self.folder / BEST).exists():
             self._load_parameters(load_tensors(self.folder / BEST))
         if certificate.frozen_hash(self.model) != frozen:
@@ -145,6 +152,17 @@ class Loop:
         changes = certificate.weight_changes(self.model, before)
         self.announce(certificate.after_in_words(changes, progress.supervised_tokens))
         return TrainResult(progress, parts, changes, True, time.perf_counter() - began)
+
+    def _about(self) -> dict[str, Any]:
+        """What holds for the whole training: the first line of its log."""
+        attention = getattr(self.model.decoder.config, "_attn_implementation", None)
+        return {
+            "precision": self.precision,
+            "attention": attention or "",
+            "device": self.accelerator.device.type,
+            "processes": self.processes.count,
+            "steps": self.total_steps,
+        }
 
     def worst_batch(self) -> list[Row]:
         """The rows of the batch that takes most memory in the first epoch."""
@@ -243,6 +261,8 @@ class Loop:
             if stopping:
                 if progress.batch == len(order):
                     self._close_epoch(progress)
+                self.checkpoints.finish()
+                self.processes.wait()  # who leaves first has the launcher end the others
                 raise Stopped(
                     f"stopped after step {progress.step} of {self.total_steps}, and saved",
                     "run the same command with --resume to go on",
@@ -337,10 +357,7 @@ class Loop:
             progress.scaler = self.accelerator.scaler.state_dict()
         states = self.processes.random_states()
         if self.processes.first:
-            save_checkpoint(
-                self.folder, self.model, self.optimizer.optimizer, progress, self.identity, states
-            )
-            keep_last(self.folder, self.settings.keep)
+            self.checkpoints.save(self.model, self.optimizer.optimizer, progress, self.identity, states)
         self.processes.wait()
         self.log.saved(progress.step, time.perf_counter() - began)
 

@@ -21,6 +21,7 @@ from fieldguide.images import DECODER_VERSION, load_picture
 from fieldguide.model.hub import HubModel, HubPictures, Prepared, Shown
 from fieldguide.model.towers import layers_read, tower_states
 from fieldguide.progress import progress_bar
+from fieldguide.train.sharing import divide, speaks
 
 PIXELS = ("pixel_values", "pixel_attention_mask")  # what only the tower reads
 
@@ -135,24 +136,40 @@ class LazyPictures:
         return self.store.write(key, shown) if self.store is not None else shown
 
     def look_through(
-        self, announce: Callable[[str], None], description: str
+        self, announce: Callable[[str], None], description: str, together: bool = False
     ) -> tuple[dict[int, int], dict[int, str]]:
         """See every picture once, filling the store.
+
+        Args:
+            together: whether all processes that were started together call this, and divide the work.
 
         Returns:
             prompt positions of each example's pictures; and for examples that cannot be read, the reason.
         """
+
+        def work(numbers: Sequence[int]) -> dict[int, int | tuple[str, str]]:
+            found: dict[int, int | tuple[str, str]] = {}
+            with progress_bar("examples", speaks()) as bar:
+                task = bar.add_task(description, total=len(numbers))
+                for number in numbers:
+                    try:
+                        found[number] = len(self.prepare(number).tokens)
+                    except PictureError as error:
+                        found[number] = (error.reason, str(error))
+                    bar.advance(task)
+            return found
+
+        every = range(len(self))
+        found = divide(every, work) if together else work(every)
         visual: dict[int, int] = {}
         failed: dict[int, str] = {}
-        with progress_bar("examples") as bar:
-            task = bar.add_task(description, total=len(self))
-            for number in range(len(self)):
-                try:
-                    visual[number] = len(self.prepare(number).tokens)
-                except PictureError as error:
-                    failed[number] = error.reason
-                    announce(f"left out: {error}")
-                bar.advance(task)
+        for number in every:
+            seen = found[number]
+            if isinstance(seen, int):
+                visual[number] = seen
+            else:
+                failed[number] = seen[0]
+                announce(f"left out: {seen[1]}")
         return visual, failed
 
     def only(self, numbers: Sequence[int]) -> LazyPictures:

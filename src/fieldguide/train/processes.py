@@ -2,25 +2,22 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import threading
 from collections.abc import Callable, Sequence
-from datetime import timedelta
 from types import FrameType, TracebackType
 from typing import Any, Self, TypeVar
 
 import torch
-from accelerate import Accelerator, PartialState
+from accelerate import Accelerator
 from accelerate.utils import DistributedType
 from torch import Tensor
 
 from fieldguide.errors import SettingsError
 from fieldguide.train.checkpoint import random_state
+from fieldguide.train.sharing import group
 
 SPLITTING = (DistributedType.FSDP, DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM)
-# The first process calibrates and writes while the others wait: longer than the ten minutes of NCCL.
-PATIENCE = timedelta(hours=6)
 
 T = TypeVar("T")
 
@@ -82,25 +79,16 @@ class Processes:
         return states
 
 
-def on_cpus() -> bool:
-    """Whether several processes share the CPUs of a machine without a GPU: accelerate has to be told."""
-    return int(os.environ.get("WORLD_SIZE", "1")) > 1 and not torch.cuda.is_available()
-
-
 def first_process() -> bool:
     """Whether this is the process that writes and speaks; so it is when it is the only one."""
-    return bool(_state().is_main_process)
+    return bool(group().is_main_process)
 
 
 def first_writes(write: Callable[[], object]) -> None:
     """Let the first process write while the others wait for it."""
     if first_process():
         write()
-    _state().wait_for_everyone()
-
-
-def _state() -> PartialState:
-    return PartialState(cpu=on_cpus(), timeout=PATIENCE)
+    group().wait_for_everyone()
 
 
 class StopSignal:
