@@ -16,6 +16,7 @@ from fieldguide import load_guide, load_recipe
 from fieldguide.data.dataset import Dataset
 from fieldguide.data.importer import import_pictures
 from fieldguide.errors import DataError, GuideError, ModelMissing, ResumeError, SettingsError, Stopped
+from fieldguide.merging import merge_guide
 from fieldguide.model.opening import find_model, open_model
 from fieldguide.records import LabelScore
 from fieldguide.settings import ImportSettings, Recipe, TrainSettings
@@ -186,3 +187,15 @@ def test_models_that_are_not_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
 def test_the_signal_of_a_scheduler_has_its_own_exit_code() -> None:
     assert Stopped("x").code == 143
+
+
+@pytest.mark.parametrize("kind", ["llava", "smolvlm"])
+def test_a_tower_under_an_adapter_is_merged(data: Dataset, tmp_path: Path, kind: str) -> None:
+    """The end of LLaVA's tower is read by nobody: an adapter there would stay zero, and merging refuse it."""
+    wanted = recipe(tmp_path, kind, vision_part="lora", epochs=1)
+    guide = train_guide(data, tmp_path / "x.guide", wanted, announce=quiet)
+    learnt = {name: tensor for name, tensor in tensors(guide.folder).items() if "lora_B" in name}
+    assert any("vision" in name for name in learnt)
+    assert all(tensor.any() for tensor in learnt.values())
+    merge_guide(guide, tmp_path / "merged", data, announce=quiet)
+    assert (tmp_path / "merged" / "config.json").is_file()

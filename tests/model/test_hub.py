@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +11,12 @@ import pytest
 import torch
 from PIL import Image
 
+from fieldguide.answer.choose import choose
+from fieldguide.answer.trie import LabelTrie
 from fieldguide.errors import DataError, GuideError
 from fieldguide.model.families import FAMILIES, family_of, lora_targets, plain_name
-from fieldguide.model.hub import HubModel, HubPictures, read_pictures
+from fieldguide.model.hub import HubModel, HubPictures, Prepared, read_pictures
+from fieldguide.model.llava import assemble_llava
 from fieldguide.model.prompt import Prompt
 from fieldguide.model.template import template_from_chat
 from fieldguide.records import Turn
@@ -60,6 +64,72 @@ def test_the_prompt_is_what_the_processor_makes_of_picture_and_words(kind: str) 
             logits = model.network(**theirs).logits[0, -1]
         started = model.start(QUESTION, HubPictures((model.prepare([image]),)))
         assert torch.allclose(started.logits[0], logits, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", sorted(MARKS))
+def test_several_pictures_stand_as_the_processor_puts_them(kind: str) -> None:
+    model, shown = wrapped(kind), images()[:3]
+    content = [*({"type": "image"} for _ in shown), {"type": "text", "text": QUESTION}]
+    text = model.processor.apply_chat_template(
+        [{"role": "user", "content": content}], add_generation_prompt=True, tokenize=False
+    )
+    theirs = model.processor(text=[text], images=[shown], return_tensors="pt")
+    prepared = model.prepare(shown)
+    ours = [*model.prompt.before(QUESTION), *prepared.tokens, *model.prompt.after(QUESTION)]
+    assert ours == theirs["input_ids"][0].tolist()
+    with torch.no_grad():
+        logits = model.network(**theirs).logits[0, -1]
+    started = model.start(QUESTION, HubPictures((prepared,)))
+    assert torch.allclose(started.logits[0], logits, atol=1e-5)
+
+
+def own_inputs(model: HubModel, item: Prepared, tokens: tuple[int, ...] = ()) -> dict[str, torch.Tensor]:
+    """What the network's own methods take for one row: its prompt, then tokens of an answer."""
+    shown = bool(item.tokens)
+    ids = [*model.prompt.before(QUESTION, shown), *item.tokens, *model.prompt.after(QUESTION, shown), *tokens]
+    read = torch.tensor([ids])
+    found = {"input_ids": read, "attention_mask": torch.ones_like(read)}
+    if hasattr(model.bare.model, "get_rope_index"):
+        found["mm_token_type_ids"] = (read == model.image_token).int()
+    return found | (model.joined(item.shown) if shown else {})
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_words_are_those_of_the_librarys_own_greedy_search(kind: str) -> None:
+    model = wrapped(kind)
+    batch = batch_of(model)
+    started = model.start(QUESTION, batch)
+    end = model.prompt.end_id
+    for row, item in enumerate(batch.items):
+        inputs = own_inputs(model, item)
+        whole = model.network.generate(**inputs, max_new_tokens=12, do_sample=False, eos_token_id=end)
+        said = whole[0, inputs["input_ids"].shape[1] :].tolist()
+        said = said[: said.index(end)] if end in said else said
+        assert said
+        assert model.generate(started, row, [], 12) == said
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_chosen_labels_have_the_probabilities_of_whole_forward_passes(kind: str) -> None:
+    model = wrapped(kind)
+    batch = batch_of(model)
+    tokens = {label: tuple(model.label_tokens(label)) for label in ("cat", "catfish", "ox", "aardvark")}
+    chosen = choose(model, QUESTION, batch, LabelTrie(tokens), top_k=len(tokens))
+    for item, scores in zip(batch.items, chosen, strict=True):
+        wanted: dict[str, float] = {}
+        for label, path in tokens.items():
+            wanted[label] = 0.0
+            for depth, token in enumerate(path):
+                allowed = sorted({t[depth] for t in tokens.values() if t[:depth] == path[:depth]})
+                if len(allowed) == 1:
+                    continue
+                with torch.no_grad():
+                    logits = model.network(**own_inputs(model, item, path[:depth])).logits[0, -1, allowed]
+                wanted[label] += float(logits.double().log_softmax(0)[allowed.index(token)])
+        assert [score.label for score in scores] == sorted(wanted, key=lambda label: -wanted[label])
+        for score in scores:
+            assert score.log_score == pytest.approx(wanted[score.label], abs=2e-5)
+            assert score.probability == pytest.approx(np.exp(wanted[score.label]), abs=1e-5)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -182,6 +252,46 @@ def test_families_know_their_parts() -> None:
         == "model.layers.0.q.weight"
     )
     assert plain_name("base_model.model.model.layers.0.q.base_layer.weight") == "model.layers.0.q.weight"
+
+
+def linears_reached(network: Any, parts: list[str]) -> tuple[set[str], set[str]]:
+    """(linear layers that the expression names, those of the vision tower that run and count)."""
+    family = family_of(network.config)
+    named = {n for n, m in network.named_modules() if isinstance(m, torch.nn.Linear)}
+    expression = lora_targets(network, family, parts)
+    network.requires_grad_(True)
+    outputs = network.model.get_image_features(torch.rand(1, 3, 32, 32), return_dict=True).pooler_output
+    torch.cat(list(outputs)).square().mean().backward()
+    counts = {name for name, p in network.named_parameters() if p.grad is not None and p.grad.any()}
+    tower = {n for n in named if family.part_of(n) == "vision" and f"{n}.weight" in counts}
+    return {n for n in named if re.fullmatch(expression, n)}, tower
+
+
+@pytest.mark.parametrize("layer", [-1, -2, 1, [0, 2], [-3, 1]])
+def test_adapters_stand_on_the_layers_of_a_tower_that_are_read(layer: int | list[int]) -> None:
+    """One on a layer that nobody reads would never learn, and could not be told from one that was lost."""
+    network, _ = tiny_hub("llava")
+    network.config.vision_feature_layer = layer
+    if isinstance(layer, list):  # states of several layers stand side by side
+        tuned = network.model.multi_modal_projector
+        tuned.linear_1 = torch.nn.Linear(2 * tuned.linear_1.in_features, tuned.linear_1.out_features)
+    named, reached = linears_reached(network, ["vision"])
+    assert named == reached
+    assert named
+
+
+@pytest.mark.parametrize(
+    ("vision", "projector"), [("siglip", "mlp"), ("siglip", "pooled"), ("dinov2", "mlp")]
+)
+def test_adapters_leave_out_the_pooling_head_of_a_tower(vision: str, projector: str) -> None:
+    tower, pixels = tiny_hub(vision)
+    language, tokenizer = tiny_hub("llama")
+    network = assemble_llava(tower, language, tokenizer, pixels, projector=projector).network
+    named, reached = linears_reached(network, ["vision"])
+    assert named == reached
+    both, _ = linears_reached(network, ["language", "vision"])
+    assert both > named
+    assert not any(family_of(network.config).part_of(name) == "projector" for name in both)
 
 
 def test_an_unknown_kind_of_vision_model_is_refused() -> None:

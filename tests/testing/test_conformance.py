@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
 from PIL import Image
 
 from fieldguide.model.hub import HubModel, HubPictures
 from fieldguide.model.local import LocalModel
 from fieldguide.model.opening import open_model
+from fieldguide.model.tuning import part_modes, prepare_parts
 from fieldguide.settings import TrainSettings
 from fieldguide.testing import tiny_features, tiny_model
 from fieldguide.testing.conformance import check_model
@@ -46,6 +49,48 @@ def test_the_kinds_of_transformers(kind: str, tmp_path: Path) -> None:
         return opened(tmp_path / "again")
 
     check_model(model, batch(model), reload=reload)
+
+
+WORDS_OF = {"language": "language model", "vision": "vision tower", "projector": "projector"}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("vision", ["frozen", "lora", "full"])
+def test_what_is_declared_to_train_trains(kind: str, vision: str, tmp_path: Path) -> None:
+    model = opened(save_tiny(kind, tmp_path / "model"))
+    settings = dataclasses.replace(TrainSettings(), lora_rank=2, vision_part=vision)
+    model.network = prepare_parts(model.network, model.family, settings, "base")
+    trains = [
+        f"{WORDS_OF[part]}: LoRA adapter" if mode == "lora" else WORDS_OF[part]
+        for part, mode in part_modes(model.family, settings).items()
+        if mode != "frozen"
+    ]
+    check_model(model, batch(model), trains=trains)
+
+
+def test_a_tower_that_trains_undeclared_is_found_out(tmp_path: Path) -> None:
+    """Case: a tower that was to be frozen trains; a projector that was to train is frozen."""
+    model = opened(save_tiny("llava", tmp_path / "model"))
+    model.bare.model.multi_modal_projector.requires_grad_(True)
+    check_model(model, batch(model), trains=["projector"])
+    with pytest.raises(AssertionError, match="against what is declared"):
+        check_model(model, batch(model), trains=[])
+    model.bare.model.vision_tower.requires_grad_(True)
+    with pytest.raises(AssertionError, match=r"vision_tower.* trains, against what is declared"):
+        check_model(model, batch(model), trains=["projector"])
+    model.bare.requires_grad_(False)
+    with pytest.raises(AssertionError, match="does not train"):
+        check_model(model, batch(model), trains=["projector"])
+    with pytest.raises(AssertionError, match="no part 'prism'"):
+        check_model(model, batch(model), trains=["prism"])
+
+
+def test_an_adapter_where_nobody_reads_is_found_out(tmp_path: Path) -> None:
+    model = opened(save_tiny("llava", tmp_path / "model"))
+    everywhere = LoraConfig(r=2, target_modules=r"model\.vision_tower\..*\.q_proj")
+    model.network = get_peft_model(model.network, everywhere)
+    with pytest.raises(AssertionError, match="an adapter that cannot learn"):
+        check_model(model, batch(model), trains=["vision tower: LoRA adapter"])
 
 
 @pytest.mark.parametrize("kind", ["phi3", "llava"])

@@ -130,15 +130,44 @@ def module_at(network: nn.Module, path: str) -> nn.Module | None:
     return found if isinstance(found, nn.Module) else None
 
 
-def lora_targets(network: nn.Module, family: Family, parts: Sequence[str]) -> str:
-    """A regular expression over the names of all linear layers of some parts, for PEFT.
+def unread_modules(network: Any, family: Family) -> list[str]:
+    """Dotted paths in the vision tower whose output nobody reads.
 
-    The vocabulary head and embeddings are left out: an adapter on them is large and hardly helps. The
-    expression lists only what the network has, so a part without linear layers is an error and not a no-op.
+    LLaVA's projector reads the hidden states of given layers, usually the last but one: what comes after them
+    in the tower, further layers and a pooling head, gets no gradient.
+    """
+    wanted = getattr(network.config, "vision_feature_layer", None)
+    if wanted is None or not family.vision:
+        return []
+    [path] = family.vision
+    tower = module_at(network, path)
+    assert tower is not None
+    count = int(getattr(network.config.vision_config, "num_hidden_layers", 0))
+    modules = [(name, module) for name, module in tower.named_modules() if name]
+    stacks = [i for i, (_, m) in enumerate(modules) if isinstance(m, nn.ModuleList) and len(m) == count]
+    if not count or not stacks:  # a tower of another build: nothing is known to be unread
+        return []
+    layers, later = modules[stacks[0]][0], modules[stacks[0] + 1 :]
+    numbers = [wanted] if isinstance(wanted, int) else list(wanted)
+    last = max(number if number >= 0 else count + 1 + number for number in numbers)
+    unread = [f"{layers}.{number}" for number in range(last, count)]  # state 0 is the embeddings
+    for name, _ in later:
+        if not name.startswith((f"{layers}.", *(f"{found}." for found in unread))):
+            unread.append(name)
+    return [f"{path}.{name}" for name in unread]
+
+
+def lora_targets(network: Any, family: Family, parts: Sequence[str]) -> str:
+    """A regular expression over the names of the linear layers of some parts, for PEFT.
+
+    The vocabulary head and embeddings are left out: an adapter on them is large and hardly helps. So is what
+    nobody reads: an adapter there would never learn. The expression lists only what the network has, so a
+    part without linear layers is an error and not a no-op.
 
     Raises:
         GuideError: naming a part that has no linear layer.
     """
+    unread = unread_modules(network, family)
     patterns = []
     for part in parts:
         names = [
@@ -146,8 +175,13 @@ def lora_targets(network: nn.Module, family: Family, parts: Sequence[str]) -> st
             for name, module in network.named_modules()
             if isinstance(module, nn.Linear) and family.part_of(name) == part and not name.endswith("lm_head")
         ]
+        names = [name for name in names if not any(name == u or name.startswith(f"{u}.") for u in unread)]
         if not names:
             raise GuideError(f"the {part} part of this model ({family.name}) has no linear layer to adapt")
         generic = sorted({re.sub(r"\\\.\d+(?=\\\.)", r"\\.\\d+", re.escape(name)) for name in names})
         patterns += generic
-    return "|".join(patterns)
+    found = "|".join(patterns)
+    if not unread or "vision" not in parts:
+        return found
+    never = "|".join(re.escape(path) for path in unread)  # the numbers of layers are open in `found`
+    return rf"(?!(?:{never})(?:\.|$))(?:{found})"

@@ -7,7 +7,7 @@ check_model(model, pictures)
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 import torch
@@ -26,6 +26,7 @@ def check_model(
     *,
     question: str = "What is in this picture?",
     reload: Callable[[LocalModel], LocalModel] | None = None,
+    trains: Collection[str] | None = None,
     tolerance: float = 1e-4,
 ) -> None:
     """Check one model on a batch of pictures, best of mixed sizes.
@@ -34,6 +35,7 @@ def check_model(
         model: in evaluation mode.
         pictures: a batch in the model's own form, at least two.
         reload: saves the model and loads it again; None leaves that promise unchecked.
+        trains: the parts declared to train, as `part_of` names them; None leaves that promise unchecked.
         tolerance: of logits, absolute.
 
     Raises:
@@ -45,6 +47,8 @@ def check_model(
     _check_lengths(model, pictures, together, question)
     _check_batch(model, pictures, together, question, tolerance)
     _check_training(model, pictures, together, question, tolerance)
+    if trains is not None:
+        _check_trained_parts(model, pictures, question, trains)
     if reload is not None:
         again = reload(model).start(question, pictures).logits
         plain = model.start(question, pictures).logits
@@ -119,6 +123,34 @@ def _check_training(
             told = model.extend(together, [number], [tokens[:depth]])[0]
             _close(logits[place + depth], told, tolerance, "a later learnt token, in training and answering")
         place += row.targets
+
+
+def _check_trained_parts(model: LocalModel, pictures: Any, question: str, declared: Collection[str]) -> None:
+    """Declared parts train and the loss reaches them, adapters to the last one; nothing else trains."""
+    parts = {model.part_of(name) for name, _ in model.named_parameters()}
+    missing = sorted(set(declared) - parts)
+    assert not missing, f"the model has no part {missing[0]!r}, which is declared to train"
+    for name, parameter in model.named_parameters():
+        part = model.part_of(name)
+        state = "trains" if parameter.requires_grad else "does not train"
+        assert parameter.requires_grad == (part in declared), (
+            f"{name} ({part}) {state}, against what is declared"
+        )
+    row = label_row(model.prompt, 0, WORDS[0], WORDS[0], question)
+    batch = collate([row] * len(pictures), model.device)
+    trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    if not trained:
+        return
+    loss = model(question, pictures, batch.ids, batch.supervised).float().square().mean()
+    reached = torch.autograd.grad(loss, list(trained.values()), allow_unused=True)
+    learning: set[str] = set()
+    for name, gradient in zip(trained, reached, strict=True):
+        learning |= {model.part_of(name)} if gradient is not None else set()
+        # Of a part that trains as a whole, some may be idle: LLaVA leaves the end of its tower unread.
+        idle = gradient is None and "lora_" in name
+        assert not idle, f"the loss does not depend on {name}: an adapter that cannot learn"
+    for part in declared:
+        assert part in learning, f"the loss does not depend on the part {part!r}, which is declared to train"
 
 
 def _close(one: torch.Tensor, other: torch.Tensor, tolerance: float, what: str) -> None:
