@@ -15,7 +15,15 @@ from safetensors.torch import load_file
 from fieldguide import load_guide, load_recipe
 from fieldguide.data.dataset import Dataset
 from fieldguide.data.importer import import_pictures
-from fieldguide.errors import DataError, GuideError, ModelMissing, ResumeError, SettingsError, Stopped
+from fieldguide.errors import (
+    DataError,
+    GuideError,
+    MergeError,
+    ModelMissing,
+    ResumeError,
+    SettingsError,
+    Stopped,
+)
 from fieldguide.merging import merge_guide
 from fieldguide.model.opening import find_model, open_model
 from fieldguide.records import LabelScore
@@ -106,6 +114,23 @@ def test_a_guide_answers_as_the_starters_do(data: Dataset, tmp_path: Path) -> No
     alone = load_guide(guide.folder).ask(pictures[0])
     assert alone.label == answers[0].label
     assert alone.probability == pytest.approx(answers[0].probability, abs=1e-5)
+
+
+@pytest.mark.parametrize(("vision", "projector"), [("timm", "mlp"), ("timm", "pooled"), ("clip", "shuffled")])
+def test_assembled_models_learn_and_answer_and_are_not_merged(
+    data: Dataset, tmp_path: Path, vision: str, projector: str
+) -> None:
+    encoder = str(save_tiny(vision, tmp_path / "encoder"))
+    wanted = recipe(tmp_path, "llama", vision=encoder, projector=projector, epochs=12, language_part="full",
+                    learning_rate=3e-3, projector_learning_rate=3e-3, checkpoint_every=100)  # fmt: skip
+    guide = train_guide(data, tmp_path / "x.guide", wanted, announce=quiet)
+    seen = [e for split in ("val", "test") for e in data.of(split)]
+    answers = load_guide(guide.folder).classify([data.path(e) for e in seen])
+    right = sum(answer.label == example.label for answer, example in zip(answers, seen, strict=True))
+    assert right > 0.8 * len(seen)
+    with pytest.raises(MergeError, match="does not know this model's projector or encoder"):
+        merge_guide(guide, tmp_path / "merged", data, announce=quiet)
+    assert not (tmp_path / "merged").exists()
 
 
 def test_parts_of_two_guides_do_not_mix(data: Dataset, tmp_path: Path) -> None:

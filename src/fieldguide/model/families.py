@@ -63,7 +63,7 @@ _LLAVA = ("model.multi_modal_projector", "model.image_newline")
 FAMILIES = (
     Family(
         name="LLaVA",
-        model_types=("llava",),
+        model_types=("llava", "fieldguide_llava"),
         language="model.language_model",
         vision=("model.vision_tower",),
         projector=_LLAVA,

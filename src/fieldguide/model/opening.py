@@ -18,7 +18,7 @@ from fieldguide.files import atomic_folder, cache_dir, fingerprint, read_json, s
 from fieldguide.model.families import Family, family_of
 from fieldguide.model.fourbit import keep_unpacked
 from fieldguide.model.hub import HubModel
-from fieldguide.model.llava import assemble_llava, put_back_projector, save_llava
+from fieldguide.model.llava import assemble_llava, save_llava
 from fieldguide.model.prompt import Prompt, PromptTemplate
 from fieldguide.model.template import template_from_chat
 from fieldguide.model.tuning import DTYPES, choose_attention, choose_precision, here, quantisation
@@ -134,6 +134,7 @@ def _assembled(settings: TrainSettings, announce: Callable[[str], None]) -> Path
         "vision": weights_sha256(vision),
         "projector": settings.projector,
         "seed": settings.seed,
+        "format": 2,  # how the folder is written: 1 had our own projectors under LLaVA's name
         "precision": choose_precision(here(), settings.precision)[0],
     }
     out = cache_dir() / "models" / f"assembled-{fingerprint(made_from)[:16]}"
@@ -177,8 +178,7 @@ def _load(
     loader = transformers.AutoModelForImageTextToText if family.vision else transformers.AutoModelForCausalLM
     disable_progress_bar()
     more: dict[str, Any] = {} if four_bit is None else {"quantization_config": four_bit}
-    # bitsandbytes reports at every start that it would like another package; transformers that it does not
-    # know our own projectors, which are put back below.
+    # bitsandbytes reports at every start that it would like another package.
     noisy = {name: logging.getLogger(name).level for name in ("bitsandbytes", "transformers")}
     for name in noisy:
         logging.getLogger(name).setLevel(logging.ERROR)
@@ -193,7 +193,6 @@ def _load(
         for name, level in noisy.items():
             logging.getLogger(name).setLevel(level)
     keep_unpacked(network)
-    put_back_projector(network, folder)
     network.eval().requires_grad_(False)
     bare: Any = network
     return bare if four_bit is not None else bare.to(device)

@@ -203,6 +203,12 @@ def _vision(kind: str, tokenizer: Any) -> tuple[Any, Any]:
     if kind == "siglip":
         size = {"height": SIDE, "width": SIDE}
         return hf.SiglipVisionModel(_tower(hf.SiglipVisionConfig)), hf.SiglipImageProcessor(size=size)
+    if kind == "timm":
+        sizes = {"img_size": SIDE, "patch_size": PATCH, "embed_dim": HIDDEN, "depth": 2, "num_heads": 4}
+        pixels = {"input_size": [3, SIDE, SIDE], "crop_pct": 0.8, "interpolation": "bicubic"}
+        named: dict[str, Any] = {"architecture": "vit_tiny_patch16_224", "pretrained_cfg": pixels}
+        made = hf.TimmWrapperModel(_config(hf.TimmWrapperConfig)(**named, model_args=sizes))
+        return made, hf.TimmWrapperImageProcessor(pixels)
     config = hf.Dinov2Config(
         hidden_size=HIDDEN, num_hidden_layers=3, num_attention_heads=4, image_size=SIDE, patch_size=PATCH
     )
@@ -221,8 +227,8 @@ _MAKERS: dict[str, Callable[[str, Any], tuple[Any, Any]]] = {
     "mistral": _text,
 }
 KINDS = tuple(_MAKERS)
-_MAKERS |= {"clip": _vision, "siglip": _vision, "dinov2": _vision}
-VISION_KINDS = ("clip", "siglip", "dinov2")
+_MAKERS |= {"clip": _vision, "siglip": _vision, "dinov2": _vision, "timm": _vision}
+VISION_KINDS = ("clip", "siglip", "dinov2", "timm")
 
 
 def save_tiny(kind: str, folder: Path | str, seed: int = 0) -> Path:

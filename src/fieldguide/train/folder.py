@@ -26,6 +26,7 @@ from fieldguide.errors import MergeError
 from fieldguide.files import sha256_file, write_json, write_text
 from fieldguide.train.fingerprints import some
 
+OWN = "fieldguide_projector"  # in configurations of assembled models that are not LLaVA's own
 LICENCES = "licences.json"
 LICENCE_TEXTS = "licences"
 CERTIFICATE = "certificate.json"
@@ -109,6 +110,11 @@ def read_back(folder: Path, like: Any, processor: Any) -> tuple[Any, Any]:
     Raises:
         MergeError: when it loads as something else, or with tensors missing or left over.
     """
+    if hasattr(like.config, OWN):
+        raise MergeError(
+            "plain transformers does not know this model's projector or encoder, and would load others",
+            'train with projector = "mlp" and an encoder of transformers, CLIP or SigLIP, to merge',
+        )
     disable_progress_bar()
     pictures = like.config.model_type in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
     loader: Any = AutoModelForImageTextToText if pictures else AutoModelForCausalLM

@@ -47,7 +47,8 @@ class TowerStore:
         }
         self.key = fingerprint(_plain(parts))[:16]
         self.folder = (cache or cache_dir() / "features") / f"tower-{self.key}"
-        self._patch = int(network.config.vision_config.patch_size)
+        # An encoder of timm does not say; LLaVA reads the number of tiles, not their size.
+        self._patch = int(getattr(network.config.vision_config, "patch_size", 1))
 
     def path(self, key: str) -> Path:
         return self.folder / key[:2] / f"{key}.safetensors"
