@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +20,6 @@ from fieldguide.data.importer import import_pictures
 from fieldguide.errors import (
     DataError,
     GuideError,
-    MergeError,
     ModelMissing,
     ResumeError,
     SettingsError,
@@ -30,8 +31,8 @@ from fieldguide.records import LabelScore
 from fieldguide.settings import ImportSettings, Recipe, TrainSettings
 from fieldguide.testing.hub import save_tiny
 from fieldguide.train import loop as loops
+from fieldguide.train.part import what_to_learn
 from fieldguide.training import train_guide
-from fieldguide.tune import what_to_learn
 
 COLOURS = {"red": (220, 30, 30), "green": (30, 200, 40), "blue": (40, 40, 220)}
 
@@ -117,7 +118,7 @@ def test_a_guide_answers_as_the_starters_do(data: Dataset, tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize(("vision", "projector"), [("timm", "mlp"), ("timm", "pooled"), ("clip", "shuffled")])
-def test_assembled_models_learn_and_answer_and_are_not_merged(
+def test_assembled_models_that_are_not_llavas_own_learn_and_answer_and_are_merged(
     data: Dataset, tmp_path: Path, vision: str, projector: str
 ) -> None:
     encoder = str(save_tiny(vision, tmp_path / "encoder"))
@@ -128,9 +129,22 @@ def test_assembled_models_learn_and_answer_and_are_not_merged(
     answers = load_guide(guide.folder).classify([data.path(e) for e in seen])
     right = sum(answer.label == example.label for answer, example in zip(answers, seen, strict=True))
     assert right > 0.8 * len(seen)
-    with pytest.raises(MergeError, match="does not know this model's projector or encoder"):
-        merge_guide(guide, tmp_path / "merged", data, announce=quiet)
-    assert not (tmp_path / "merged").exists()
+    said: list[str] = []
+    certificate = merge_guide(guide, tmp_path / "merged", data, announce=said.append)
+    assert certificate.relative_loss_difference < 1e-4
+    assert certificate.needed_import == "fieldguide.model.llava"
+    assert "import fieldguide.model.llava" in said[-1]
+    code = (
+        "import sys, transformers\n"
+        "if sys.argv[2:]: __import__(sys.argv[2])\n"
+        "print(type(transformers.AutoModelForImageTextToText.from_pretrained(sys.argv[1])).__name__)"
+    )
+    command = [sys.executable, "-c", code, str(tmp_path / "merged")]
+    alone = subprocess.run(command, capture_output=True, text=True)
+    assert alone.returncode != 0
+    assert "fieldguide_llava" in alone.stderr
+    told = subprocess.run([*command, certificate.needed_import], capture_output=True, text=True, check=True)
+    assert told.stdout.strip() == "AssembledLlava"
 
 
 def test_parts_of_two_guides_do_not_mix(data: Dataset, tmp_path: Path) -> None:

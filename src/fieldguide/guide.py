@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 from fieldguide.errors import DataError, GuideError
 from fieldguide.files import fingerprint, read_json, sha256_file
 from fieldguide.records import Answer, LabelScore, Note
-from fieldguide.settings import AnswerSettings, EmbedSettings
+from fieldguide.settings import AnswerSettings, Recipe
 
 if TYPE_CHECKING:
     from fieldguide.answer.trie import LabelTrie
@@ -65,8 +65,13 @@ class Guide:
         return self.folder / "report" / "index.html"
 
     @cached_property
+    def recipe(self) -> Recipe:
+        """The settings it was made with."""
+        return Recipe.of_guide(self.info["settings"])
+
+    @property
     def answer_settings(self) -> AnswerSettings:
-        return AnswerSettings(**self.info["settings"]["answer"])
+        return self.recipe.answer
 
     @cached_property
     def encoder(self) -> VisionEncoder:
@@ -82,7 +87,7 @@ class Guide:
             return tower
         from fieldguide.model.vision import load_encoder
 
-        encoder = load_encoder(EmbedSettings(**self.info["settings"]["embed"]))
+        encoder = load_encoder(self.recipe.embed)
         if encoder.key != self.info["encoder"]["key"]:
             raise GuideError(
                 f"{self.folder}: was trained on features {self.info['encoder']['key']}, "
@@ -185,11 +190,9 @@ class Guide:
         if errors:
             raise PictureError(str(picture), errors[0])
         assert places == [0]
-        started = self.model.start(settings.question, pictures, prefix=self._prefix)
         if not self.labels:
-            return replace(
-                Answer(str(picture)), text=self._free(pictures, question.strip() or settings.question)
-            )
+            return Answer(str(picture), text=self._free(pictures, question.strip() or settings.question))
+        started = self.model.start(settings.question, pictures, prefix=self._prefix)
         wanted = top_k or settings.top_k
         scores = search(self.model, started, self.trie, top_k=wanted, temperature=self.temperature)[0]
         label, text = scores[0].label, ""

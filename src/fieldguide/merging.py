@@ -7,14 +7,13 @@ export_guide(guide, out, to="ollama")     …made ready for somewhere else
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import fields, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fieldguide.errors import DataError, GuideError, PictureError
 from fieldguide.files import read_json
 from fieldguide.guide import Guide
-from fieldguide.settings import TrainSettings
 
 if TYPE_CHECKING:
     from fieldguide.data.dataset import Dataset
@@ -58,7 +57,7 @@ def merge_guide(
         base_sha256=base["network_sha256"],
         adapter=adapter,
         full_sha256=tensors_hash(full),
-        quantised=bool(guide.info["settings"]["train"].get("quantise")),
+        quantised=bool(guide.recipe.train.quantise),
         licences=licences_of(guide),
     )
     certificate = merge(
@@ -71,6 +70,10 @@ def merge_guide(
         identity=identity,
     )
     announce(f"merged into {out}: {certificate.before_and_after.in_words()}")
+    if module := certificate.needed_import:
+        announce(
+            f"transformers opens it after `import {module}`: its projector or encoder is not LLaVA's own"
+        )
     return certificate
 
 
@@ -84,12 +87,9 @@ def base_of(guide: Guide, announce: Callable[[str], None]) -> Opened:
             f"{guide.folder}: made from the starter, whose parts are no single model of transformers",
             "its adapter/ loads with plain PEFT; to merge, train a model of transformers (docs/full-size.md)",
         )
-    known = {field.name for field in fields(TrainSettings)}
-    stored = {k: v for k, v in guide.info["settings"]["train"].items() if k in known}
-    settings = replace(TrainSettings(**stored), attention="auto")
+    settings = replace(guide.recipe.train, attention="auto")
     template = PromptTemplate(**guide.info["template"])
-    opened = open_model(settings, template, announce, guide.info["base_model"]["sha256"])
-    return opened
+    return open_model(settings, template, announce, guide.info["base_model"]["sha256"])
 
 
 def licences_of(guide: Guide) -> tuple[Licence, ...]:
@@ -110,9 +110,10 @@ def probes(opened: Opened, guide: Guide, dataset: Dataset) -> list[Probe]:
     Raises:
         DataError: when the data set has none that fits.
     """
-    from fieldguide.tune import rows_for_probes
+    from fieldguide.train.part import probe_rows
 
-    rows = rows_for_probes(opened, guide, dataset, PROBES)
+    learn, question = str(guide.info["training"]["learns"]), guide.answer_settings.question
+    rows = probe_rows(opened.model.prompt, dataset, learn, guide.labels, question, PROBES)
     if not rows:
         raise DataError(
             f"{dataset.folder}: no row there that this guide could have learnt",
@@ -233,7 +234,7 @@ def _export_ollama(guide: Guide, out: Path, base: str, announce: Callable[[str],
         base=base,
         adapter_folder=adapter if adapter.is_dir() else None,
         licences=licences_of(guide),
-        quantised=bool(guide.info["settings"]["train"].get("quantise")),
+        quantised=bool(guide.recipe.train.quantise),
         full=bool(full_tensors(guide.folder)),
         stops=(opened.model.prompt.end_id,),
     )

@@ -14,13 +14,13 @@ from fieldguide.errors import DataError
 from fieldguide.files import atomic_folder, write_json
 from fieldguide.guide import Guide
 from fieldguide.merging import base_of
-from fieldguide.tune import rows_of_split
 
 if TYPE_CHECKING:
     from fieldguide.data.dataset import Dataset
     from fieldguide.model.hub import HubModel
     from fieldguide.report.words import Sample, WordsEvaluation
-    from fieldguide.tune import Part
+    from fieldguide.train.part import Part
+    from fieldguide.train.rows import Row
 
 SAMPLES = 12
 
@@ -55,7 +55,7 @@ def evaluate_rows(
     folder = Path(out) if out is not None else guide.folder / "report"
     check_replaceable(folder)
     model: Any = guide.model
-    part, rows = rows_of_split(model, guide, dataset, split, announce)
+    part, rows = _see(model, guide, dataset, split, announce)
     if not rows:
         raise DataError(
             f"{dataset.folder}: the {split} split has no row for this guide", "give another --split"
@@ -70,7 +70,7 @@ def evaluate_rows(
     guide.__dict__.pop("model", None)  # make room for the base
     del model
     opened = base_of(guide, lambda line: None)
-    base_part, base_rows = rows_of_split(opened.model, guide, dataset, split, lambda line: None)
+    base_part, base_rows = _see(opened.model, guide, dataset, split, lambda line: None)
     base = _losses(opened.model, guide, base_part, base_rows)
     tokens = np.array([row.targets for row in rows])
     loss, interval, base_loss, gain = losses_with_intervals(ours, base, tokens)
@@ -92,6 +92,18 @@ def evaluate_rows(
     return found
 
 
+def _see(
+    model: HubModel, guide: Guide, dataset: Dataset, split: str, announce: Callable[[str], None]
+) -> tuple[Part, list[Row]]:
+    """The examples of a split that the guide can be measured on, and their rows."""
+    from fieldguide.train.part import see, teaches, told_rows
+
+    learn = str(guide.info["training"]["learns"])
+    chosen = [e for e in dataset.examples if split in (e.split, "all") and teaches(e, learn, ())]
+    part = see(model, dataset, chosen, None, announce, f"seeing {split} pictures")
+    return part, told_rows(model.prompt, part, learn)
+
+
 def _write_report(found: WordsEvaluation, folder: Path) -> None:
     """Write index.html, answers.jsonl and metrics.json; the folder appears whole or not at all."""
     from fieldguide.report.page import render_words
@@ -105,17 +117,15 @@ def _write_report(found: WordsEvaluation, folder: Path) -> None:
 
 
 def _losses(model: HubModel, guide: Guide, part: Part, rows: Any) -> np.ndarray:
-    from fieldguide.settings import Recipe
     from fieldguide.train.rowloss import row_losses
 
-    settings = Recipe.from_dict(guide.info["settings"]).train
-    return row_losses(model.eval(), guide.answer_settings.question, part.pictures, rows, settings)
+    return row_losses(model.eval(), guide.answer_settings.question, part.pictures, rows, guide.recipe.train)
 
 
 def _sample(model: HubModel, guide: Guide, part: Part, number: int) -> Sample:
     from fieldguide.answer.generate import say
     from fieldguide.report.words import Sample
-    from fieldguide.tune import turns_of
+    from fieldguide.train.part import turns_of
 
     example = part.examples[number]
     turns = turns_of(example, str(guide.info["training"]["learns"]), 0)

@@ -241,6 +241,17 @@ class Recipe:
             raise SettingsError(f"{origin}: " + "; ".join(faults), "see docs/recipes.md for every setting")
         return cls(**parts)
 
+    @classmethod
+    def of_guide(cls, tables: Mapping[str, Mapping[str, Any]]) -> Recipe:
+        """The recipe that a guide holds; of settings, what this version does not know is left out."""
+        defaults = cls().to_dict()
+        known = {
+            table: {key: value for key, value in values.items() if key in defaults[table]}
+            for table, values in tables.items()
+            if table in defaults
+        }
+        return cls.from_dict(known, "guide.json")
+
 
 # `import` is a word of the language, so the field is called `imports`; the TOML table is [import].
 _TABLE = {"imports": "import"}

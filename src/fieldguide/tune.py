@@ -6,45 +6,25 @@ one or two stages → calibrate → guide folder. The same loop, checkpoints and
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fieldguide.data.dataset import Dataset
-from fieldguide.data.examples import sha256s_of
 from fieldguide.errors import DataError, GuideError
 from fieldguide.guide import Guide, check_free, load_guide
-from fieldguide.records import Example, Note, Turn
+from fieldguide.records import Note
 from fieldguide.settings import Recipe
 from fieldguide.writing import write_guide_folder
 
 if TYPE_CHECKING:
     from fieldguide.answer.trie import LabelTrie
-    from fieldguide.model.hub import HubModel
     from fieldguide.model.opening import Opened
     from fieldguide.train.loop import TrainResult
-    from fieldguide.train.pictures import LazyPictures, TowerStore
+    from fieldguide.train.part import Part
+    from fieldguide.train.pictures import TowerStore
     from fieldguide.train.rows import Row
-
-DESCRIBE = "Describe this picture."
-
-
-@dataclass(frozen=True)
-class Part:
-    """The examples of one split that can be read, in step with their pictures."""
-
-    examples: tuple[Example, ...]
-    pictures: LazyPictures
-    visual: tuple[int, ...]  # prompt positions of each example's pictures
-
-    def only(self, numbers: Sequence[int]) -> Part:
-        """Some of the examples."""
-        return Part(
-            tuple(self.examples[i] for i in numbers),
-            self.pictures.only(numbers),
-            tuple(self.visual[i] for i in numbers),
-        )
 
 
 @dataclass
@@ -93,8 +73,9 @@ def tune_guide(
     check_free(out)
     announce = announce if first_process() else _nothing
     tuning = _open(dataset, recipe, announce)
-    if settings.vision and tuning.learn == "labels" and settings.projector in ("mlp", "linear"):
-        _warm_start(tuning, announce)
+    if settings.vision and tuning.learn == "labels":
+        begun = resume and any(checkpoints(out / "checkpoints" / stage) for stage in (".", "pretrain"))
+        _warm_start(tuning, out / "checkpoints" / "warm-start.safetensors", begun, announce)
     _start_from(tuning)
     if settings.pretrain_epochs:
         first = _first_stage(recipe)
@@ -120,31 +101,11 @@ def _nothing(line: str) -> None:
 # ---- preparing
 
 
-def what_to_learn(dataset: Dataset, wanted: str) -> str:
-    """`labels`, `messages` or `captions`: what the recipe asks for, or the first that there is.
-
-    Raises:
-        DataError: when the training examples have nothing of it.
-    """
-    examples = dataset.of("train")
-    has = {
-        "labels": any(e.label for e in examples),
-        "messages": any(e.messages for e in examples),
-        "captions": any(e.captions for e in examples),
-    }
-    found = next((kind for kind, there in has.items() if there), "") if wanted == "auto" else wanted
-    if not found or not has[found]:
-        raise DataError(
-            f"{dataset.folder}: no training example has {found or 'a label, a conversation or a caption'}",
-            "import data that has, or set train.learn",
-        )
-    return found
-
-
 def _open(dataset: Dataset, recipe: Recipe, announce: Callable[[str], None]) -> Tuning:
     import torch
 
     from fieldguide.model.opening import open_model
+    from fieldguide.train.part import see, teaches, what_to_learn
     from fieldguide.train.pictures import TowerStore
 
     learn = what_to_learn(dataset, recipe.train.learn)
@@ -167,75 +128,22 @@ def _open(dataset: Dataset, recipe: Recipe, announce: Callable[[str], None]) -> 
     elif family.vision:
         why = f"{family.name} does not allow it" if not family.caches else "it is trained"
         announce(f"the vision tower runs at every step: its output cannot be stored, since {why}")
-    train, val = (_part(dataset, learn, labels, split, opened, store, announce) for split in ("train", "val"))
+    train, val = (
+        see(
+            opened.model,
+            dataset,
+            [e for e in dataset.of(split) if teaches(e, learn, labels)],
+            store,
+            announce,
+            f"seeing {split} pictures",
+            together=True,
+        )
+        for split in ("train", "val")
+    )
     if not train.examples:
         raise DataError(f"{dataset.folder}: no training example can be read", "import again")
     notes = {label: note for label in labels if (note := dataset.note(label)) is not None}
     return Tuning(recipe, dataset, learn, labels, notes, opened, store, train, val, set())
-
-
-def _part(
-    dataset: Dataset,
-    learn: str,
-    labels: Sequence[str],
-    split: str,
-    opened: Opened,
-    store: TowerStore | None,
-    announce: Callable[[str], None],
-) -> Part:
-    examples = [e for e in dataset.of(split) if (e.label in labels if learn == "labels" else _said(e, learn))]
-    return _see(opened.model, dataset, examples, store, announce, f"seeing {split} pictures", together=True)
-
-
-def _see(
-    model: HubModel,
-    dataset: Dataset,
-    examples: Sequence[Example],
-    store: TowerStore | None,
-    announce: Callable[[str], None],
-    description: str,
-    together: bool = False,
-) -> Part:
-    """The examples whose pictures can be read.
-
-    Raises:
-        DataError: when there are pictures and the model reads none.
-    """
-    from fieldguide.train.pictures import LazyPictures
-
-    if not model.family.vision and (shown := [e for e in examples if e.image]):
-        raise DataError(
-            f"{dataset.folder}: {shown[0].image} is a picture, and this model reads text only",
-            "choose a vision-language model, or import the texts alone",
-        )
-    paths = tuple(tuple(dataset.paths(e)) for e in examples)
-    pictures = LazyPictures(model, paths, tuple(sha256s_of(e) for e in examples), store)
-    visual, failed = pictures.look_through(announce, description, together)
-    kept = [i for i in range(len(examples)) if i not in failed]
-    return Part(tuple(examples[i] for i in kept), pictures.only(kept), tuple(visual[i] for i in kept))
-
-
-def rows_of_split(
-    model: HubModel, guide: Guide, dataset: Dataset, split: str, announce: Callable[[str], None]
-) -> tuple[Part, list[Row]]:
-    """The examples of a split that a guide without labels can be measured on, and their rows."""
-    from fieldguide.train.rows import conversation_row
-
-    learn = str(guide.info["training"]["learns"])
-    chosen = [e for e in dataset.examples if split in (e.split, "all") and _said(e, learn)]
-    part = _see(model, dataset, chosen, None, announce, f"seeing {split} pictures")
-    rows = [
-        replace(
-            conversation_row(model.prompt, i, turns_of(e, learn, 0), e.image or e.id, bool(e.image)),
-            visual=part.visual[i],
-        )
-        for i, e in enumerate(part.examples)
-    ]
-    return part, rows
-
-
-def _said(example: Example, learn: str) -> bool:
-    return bool(example.messages if learn == "messages" else example.captions)
 
 
 def _first_stage(recipe: Recipe) -> Recipe:
@@ -262,39 +170,33 @@ def _first_tuning(tuning: Tuning, recipe: Recipe) -> Tuning:
     return replace(tuning, recipe=recipe, learn="captions", train=train, val=val)
 
 
-def _warm_start(tuning: Tuning, announce: Callable[[str], None]) -> None:
-    """Begin a fresh projector with the ridge solution on the training pictures."""
-    import numpy as np
-    import torch
+def _warm_start(tuning: Tuning, path: Path, begun: bool, announce: Callable[[str], None]) -> None:
+    """Begin the fresh projector with the ridge solution on the training pictures, solved once.
 
+    Solved again it may have other last bits (threads, library), which a frozen projector would keep: what the
+    training began with lies at `path`.
+    """
     from fieldguide.model.families import module_at
-    from fieldguide.train.ridgemap import warm_start_projector
+    from fieldguide.train.checkpoint import load_tensors, save_tensors
+    from fieldguide.train.processes import first_writes
+    from fieldguide.train.ridgemap import start_projector
 
-    model, part = tuning.model, tuning.train
-    size = tuning.recipe.embed.batch_size
-    means = torch.cat(
-        [
-            model.mean_patches(part.pictures.rows(slice(start, start + size)))
-            for start in range(0, len(part.examples), size)
-        ]
-    )
-    numbers = {label: number for number, label in enumerate(tuning.labels)}
-    embedding = model.language_model.get_input_embeddings().weight
-    words = torch.stack(
-        [embedding[torch.tensor(model.label_tokens(label)[:-1])].detach().mean(0) for label in tuning.labels]
-    )
-    path = model.family.projector[0]
-    projector = module_at(model.bare, path)
+    model, place = tuning.model, tuning.model.family.projector[0]
+    projector = module_at(model.bare, place)
     assert projector is not None
-    warm_start_projector(
-        projector,
-        means.double().cpu().numpy(),
-        np.array([numbers[e.label] for e in part.examples]),
-        words,
-        [e.group or e.id for e in part.examples],
-        announce,
+    parameters = dict(projector.named_parameters())
+    tuning.kept |= {f"{place}.{name}" for name in parameters}
+    solved = load_tensors(path) if begun and path.is_file() else {}
+    if {n: t.shape for n, t in solved.items()} == {n: p.shape for n, p in parameters.items()}:
+        projector.load_state_dict(solved)
+        return
+    # A beginning; or other settings, which the checkpoint then refuses.
+    part = tuning.train
+    start_projector(
+        model, part.pictures, part.examples, tuning.labels, tuning.recipe.embed.batch_size, announce
     )
-    tuning.kept |= {f"{path}.{name}" for name, _ in projector.named_parameters()}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    first_writes(lambda: save_tensors(path, dict(parameters)))
 
 
 def _attach(tuning: Tuning) -> None:
@@ -342,57 +244,13 @@ def _start_from(tuning: Tuning) -> None:
     tuning.kept |= put_tensors(tuning.model.network, other.folder)
 
 
-def rows_for_probes(
-    opened: Opened, guide: Guide, dataset: Dataset, count: int
-) -> list[tuple[tuple[Path, ...], list[int], tuple[int, ...], tuple[bool, ...]]]:
-    """Rows like those a guide learnt: pictures, tokens before them, tokens behind them, which are learnt."""
-    from fieldguide.train.rows import conversation_row, label_row
-
-    prompt, learn = opened.model.prompt, str(guide.info["training"]["learns"])
-    question = guide.answer_settings.question
-    rows: list[Any] = []
-    for example in (*dataset.of("val"), *dataset.of("train")):
-        if len(rows) == count:
-            break
-        name, shown = example.image or example.id, bool(example.image)
-        if learn == "labels" and example.label in guide.labels:
-            row = label_row(prompt, 0, example.label, name, question)
-        elif learn != "labels" and _said(example, learn):
-            row = conversation_row(prompt, 0, turns_of(example, learn, 0), name, shown)
-        else:
-            continue
-        before = prompt.before(question, shown)
-        rows.append((tuple(dataset.paths(example)), before, row.ids, row.supervised))
-    return rows
-
-
 # ---- training
 
 
-def rows_maker(tuning: Tuning, part: Part) -> Callable[[int], list[Row]]:
-    """The rows of each epoch, with the positions that their pictures take."""
-    from fieldguide.train.rows import conversation_row, epoch_rows
+def _rows_maker(tuning: Tuning, part: Part) -> Callable[[int], list[Row]]:
+    from fieldguide.train.part import rows_maker
 
-    recipe, prompt = tuning.recipe, tuning.model.prompt
-
-    def rows_of(epoch: int) -> list[Row]:
-        if tuning.learn == "labels":
-            rows = epoch_rows(prompt, part.examples, tuning.notes, recipe.train, recipe.answer, epoch)
-        else:
-            rows = [
-                conversation_row(prompt, i, turns_of(e, tuning.learn, epoch), e.image or e.id, bool(e.image))
-                for i, e in enumerate(part.examples)
-            ]
-        return [replace(row, visual=part.visual[row.picture]) for row in rows]
-
-    return rows_of
-
-
-def turns_of(example: Example, learn: str, epoch: int) -> Sequence[Turn]:
-    if learn == "messages":
-        return example.messages
-    caption = example.captions[epoch % len(example.captions)]
-    return (Turn("user", DESCRIBE), Turn("assistant", caption))
+    return rows_maker(tuning.model.prompt, part, tuning.learn, tuning.notes, tuning.recipe)
 
 
 def _run(tuning: Tuning, folder: Path, resume: bool, announce: Callable[[str], None]) -> TrainResult:
@@ -402,7 +260,7 @@ def _run(tuning: Tuning, folder: Path, resume: bool, announce: Callable[[str], N
     from fieldguide.train.rows import check_lengths
 
     settings, model, recipe = tuning.recipe.train, tuning.model, tuning.recipe
-    rows_of = rows_maker(tuning, tuning.train)
+    rows_of = _rows_maker(tuning, tuning.train)
     before = len(model.prompt.before(recipe.answer.question))
     for epoch in range(min(3, settings.epochs)):
         check_lengths(rows_of(epoch), before, 0, model.context)
@@ -446,7 +304,7 @@ def _validation(tuning: Tuning) -> Callable[[], dict[str, float]]:
 
     def validate() -> dict[str, float]:
         if tuning.learn != "labels":
-            rows = rows_maker(tuning, val)(0)
+            rows = _rows_maker(tuning, val)(0)
             return {"loss": rows_loss(tuning.model, answer.question, val.pictures, rows, tuning.recipe.train)}
         loss, accuracy = measure(
             tuning.model, answer.question, val.pictures, labels, tuning.trie, batch_size=answer.batch_size

@@ -116,10 +116,15 @@ def halted(process: subprocess.Popen[str], folder: Path, count: int) -> list[int
 
 
 def here(script: Path, folder: Path, *arguments: str) -> None:
-    """The same in this process, with one process."""
+    """The same in this process, with one process and, as the others, with one thread."""
     names: dict[str, Any] = {"__name__": "train"}
     exec(compile(script.read_text(), script, "exec"), names)
-    names["main"](str(folder), *arguments)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        names["main"](str(folder), *arguments)
+    finally:
+        torch.set_num_threads(threads)
 
 
 def state(folder: Path) -> Tensors:

@@ -10,7 +10,7 @@ from torch import nn
 from fieldguide.errors import GuideError
 from fieldguide.model.llava import assemble_llava
 from fieldguide.testing.hub import tiny_hub
-from fieldguide.train.ridgemap import LinearMap, ridge_map, warm_start_projector, write_map
+from fieldguide.train.ridgemap import LinearMap, linear_layers, ridge_map, warm_start_projector, write_map
 
 GENERATOR = np.random.default_rng(0)
 CENTRES = GENERATOR.normal(size=(3, 32)) * 2
@@ -20,6 +20,23 @@ WORDS = GENERATOR.normal(size=(3, 32))
 def pictures(count: int = 90) -> tuple[np.ndarray, np.ndarray]:
     targets = np.arange(count) % 3
     return CENTRES[targets] + GENERATOR.normal(size=(count, 32)), targets
+
+
+def test_pooled_and_shuffled_projectors_carry_a_map_of_what_their_first_layer_reads() -> None:
+    for kind, channels in (("pooled", 32), ("shuffled", 128)):
+        (vision, pixels), (language, tokenizer) = tiny_hub("clip"), tiny_hub("llama")
+        network = assemble_llava(vision, language, tokenizer, pixels, projector=kind).network
+        projector = network.model.multi_modal_projector.double()
+        solved = LinearMap(
+            GENERATOR.normal(size=(channels, 3)), GENERATOR.normal(size=3), GENERATOR.normal(size=(3, 32)), 1
+        )
+        write_map(projector, solved, GENERATOR.normal(size=(9, channels)))
+        read: list[torch.Tensor] = []
+        first = linear_layers(projector)[0]
+        first.register_forward_pre_hook(lambda module, inputs, read=read: read.append(inputs[0]))
+        with torch.no_grad():
+            out = projector(torch.from_numpy(GENERATOR.normal(size=(2, 16, 32))))
+        assert np.allclose(out.reshape(-1, 32), solved(read[0].reshape(-1, channels).numpy()), atol=1e-9)
 
 
 @pytest.mark.parametrize("kind", ["mlp", "linear"])

@@ -190,17 +190,20 @@ class HubModel(LocalModel):
         return found
 
     @torch.no_grad()
-    def mean_patches(self, pictures: HubPictures) -> Tensor:
-        """(pictures, C): the mean of each picture's patches, as the projector reads them."""
-        projector = module_at(self.bare, self.family.projector[0])
-        assert projector is not None
+    def mean_inputs(self, layer: nn.Module, pictures: HubPictures) -> Tensor:
+        """(B, C): what a layer of the projector reads of each picture, mean over its tokens.
+
+        Args:
+            pictures: one a row, each without tiles.
+        """
         caught: list[Tensor] = []
-        hook = projector.register_forward_pre_hook(lambda module, inputs: caught.append(inputs[0]))
+        hook = layer.register_forward_pre_hook(lambda module, inputs: caught.append(inputs[0]))
         try:
             self._image_outputs(pictures)
         finally:
             hook.remove()
-        return torch.cat(caught).float().mean(1)
+        [read] = caught
+        return read.float().flatten(1, -2).mean(1) if read.dim() > 2 else read.float()
 
     # ---- reading
 

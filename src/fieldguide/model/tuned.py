@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Set
-from dataclasses import fields, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from fieldguide.model.language import load_adapter, save_adapter
 from fieldguide.model.opening import open_model
 from fieldguide.model.prompt import PromptTemplate
 from fieldguide.model.trained import ADAPTER_FOLDER, PROJECTOR_FILE
-from fieldguide.settings import TrainSettings
+from fieldguide.settings import Recipe
 
 
 def save_tuned(folder: Path, network: Any, kept: Set[str]) -> list[str]:
@@ -97,9 +97,7 @@ def load_tuned(folder: Path, info: Mapping[str, Any]) -> HubModel:
     Raises:
         ModelMissing, GuideError: when the base model is not here, or is another.
     """
-    known = {field.name for field in fields(TrainSettings)}
-    stored = {name: value for name, value in info["settings"]["train"].items() if name in known}
-    settings = replace(TrainSettings(**stored), precision="auto", attention="auto")
+    settings = replace(Recipe.of_guide(info["settings"]).train, precision="auto", attention="auto")
     opened = open_model(settings, PromptTemplate(**info["template"]), sha256=info["base_model"]["sha256"])
     model = opened.model
     put_tensors(model.network, folder)

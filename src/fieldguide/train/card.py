@@ -44,7 +44,7 @@ def model_card(
         _opening(guide, certificate, pictures),
         *_figures(metrics),
         *_labels(guide),
-        *_loading(repo_id, pictures),
+        *_loading(repo_id, pictures, str(certificate.get("needed_import", ""))),
         *_merged(certificate),
         *_licences(licences),
     ]
@@ -134,12 +134,13 @@ def _labels(guide: Mapping[str, Any]) -> list[str]:
     return ["## Labels", ", ".join(labels[:MANY]) + more] if labels else []
 
 
-def _loading(repo_id: str, pictures: bool) -> list[str]:
+def _loading(repo_id: str, pictures: bool, needed_import: str) -> list[str]:
     model = "AutoModelForImageTextToText" if pictures else "AutoModelForCausalLM"
     reader = "AutoProcessor" if pictures else "AutoTokenizer"
     name = repo_id or "the folder this file lies in"
     code = (
-        f"from transformers import {model}, {reader}\n\n"
+        (f"import {needed_import}  # pip install fieldguide\n" if needed_import else "")
+        + f"from transformers import {model}, {reader}\n\n"
         f'model = {model}.from_pretrained("{name}", dtype="auto")\n'
         f'{"processor" if pictures else "tokenizer"} = {reader}.from_pretrained("{name}")'
     )

@@ -24,9 +24,9 @@ from transformers.utils.logging import disable_progress_bar
 
 from fieldguide.errors import MergeError
 from fieldguide.files import sha256_file, write_json, write_text
+from fieldguide.model.llava import AssembledConfig
 from fieldguide.train.fingerprints import some
 
-OWN = "fieldguide_projector"  # in configurations of assembled models that are not LLaVA's own
 LICENCES = "licences.json"
 LICENCE_TEXTS = "licences"
 CERTIFICATE = "certificate.json"
@@ -99,6 +99,11 @@ def _drop_unread_sampling(network: Any) -> None:
             setattr(settings, name, None)
 
 
+def needed_import(network: Any) -> str:
+    """The module that must be imported before transformers opens this kind of model; "" for its own kinds."""
+    return AssembledConfig.__module__ if isinstance(network.config, AssembledConfig) else ""
+
+
 def read_back(folder: Path, like: Any, processor: Any) -> tuple[Any, Any]:
     """Load a written folder with plain transformers, without asking any hub: (network, processor).
 
@@ -110,13 +115,9 @@ def read_back(folder: Path, like: Any, processor: Any) -> tuple[Any, Any]:
     Raises:
         MergeError: when it loads as something else, or with tensors missing or left over.
     """
-    if hasattr(like.config, OWN):
-        raise MergeError(
-            "plain transformers does not know this model's projector or encoder, and would load others",
-            'train with projector = "mlp" and an encoder of transformers, CLIP or SigLIP, to merge',
-        )
     disable_progress_bar()
-    pictures = like.config.model_type in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
+    kind = like.config.model_type
+    pictures = bool(needed_import(like)) or kind in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
     loader: Any = AutoModelForImageTextToText if pictures else AutoModelForCausalLM
     attention = getattr(like.config, "_attn_implementation", None)
     try:

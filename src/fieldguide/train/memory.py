@@ -5,6 +5,7 @@ A run that dies of memory an hour later is worse than one that is refused now, w
 
 from __future__ import annotations
 
+import gc
 import os
 import resource
 import sys
@@ -101,6 +102,7 @@ def memory_of(device: torch.device) -> int:
 
 def in_use(device: torch.device) -> int:
     """Bytes in use now; the counter of the peak starts anew where that is possible."""
+    gc.collect()  # what nobody holds any more would be freed during the measurement, and hide what is added
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
         return int(torch.cuda.memory_allocated(device))

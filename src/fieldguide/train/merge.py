@@ -34,6 +34,7 @@ from fieldguide.train.folder import (
     Licence,
     check_licences,
     file_hashes,
+    needed_import,
     read_back,
     write_folder,
 )
@@ -65,6 +66,7 @@ class Certificate:
     relative_loss_difference: float
     read_back: Difference  # the folder, loaded anew, against the network before merging, on the first row
     tolerance: Tolerance
+    needed_import: str  # the module that must be imported before transformers opens the folder; "" for none
     licences: tuple[Licence, ...]
     files: dict[str, str]  # SHA-256
     versions: dict[str, str]
@@ -157,6 +159,7 @@ def merge(
             relative_loss_difference=moved.relative_loss,
             read_back=again,
             tolerance=tolerance,
+            needed_import=needed_import(network),
             licences=identity.licences,
             files=file_hashes(folder),
             versions=_versions(identity.quantised),

@@ -1,7 +1,8 @@
 """Warm start of an assembled model's projector: patches begin as words of the labels they speak for.
 
-Ridge regression from a picture's mean patch to its label, then to the label's word embedding, is one linear
-map of rank R, the number of labels. It is written exactly into the ordinary projector: since
+Ridge regression from a picture's mean token, as the projector's first layer reads it, to its label, then to
+the label's word embedding, is one linear map of rank R, the number of labels. It is written exactly into the
+one or two layers of any projector: since
 GELU(z) − GELU(−z) = z, 2R units of the first layer, [V; −V], and [U, −U] in the second carry it; the other
 units begin at random and add nothing yet.
 """
@@ -16,6 +17,10 @@ import torch
 from torch import Tensor, nn
 
 from fieldguide.errors import GuideError
+from fieldguide.model.families import module_at
+from fieldguide.model.hub import HubModel
+from fieldguide.records import Example
+from fieldguide.train.pictures import LazyPictures
 from fieldguide.train.warmstart import solve
 
 
@@ -66,6 +71,18 @@ def ridge_map(
     return LinearMap(first, shift, np.asarray(words, np.float64), found.left_out_accuracy)
 
 
+def linear_layers(projector: nn.Module) -> list[nn.Linear]:
+    """The one or two linear layers of a projector, in the order they are applied.
+
+    Raises:
+        GuideError: for a projector of another build.
+    """
+    found = [module for module in projector.modules() if isinstance(module, nn.Linear)]
+    if len(found) not in (1, 2) or any(layer.bias is None for layer in found):
+        raise GuideError(f"a projector of type {type(projector).__name__} has no place for the warm start")
+    return found
+
+
 @torch.no_grad()
 def write_map(projector: nn.Module, solved: LinearMap, patches: np.ndarray) -> LinearMap:
     """Put a map into a linear or two-layer GELU projector, exactly; what was written.
@@ -80,14 +97,13 @@ def write_map(projector: nn.Module, solved: LinearMap, patches: np.ndarray) -> L
     def tensor(values: np.ndarray, like: Tensor) -> Tensor:
         return torch.from_numpy(np.ascontiguousarray(values)).to(like)
 
-    linear = getattr(projector, "linear", None)
-    if isinstance(linear, nn.Linear):
+    layers = linear_layers(projector)
+    if len(layers) == 1:
+        [linear] = layers
         linear.weight.copy_(tensor((solved.first @ solved.second).T, linear.weight))
         linear.bias.copy_(tensor(solved.shift @ solved.second, linear.bias))
         return solved
-    one, two = getattr(projector, "linear_1", None), getattr(projector, "linear_2", None)
-    if not isinstance(one, nn.Linear) or not isinstance(two, nn.Linear):
-        raise GuideError(f"a projector of type {type(projector).__name__} has no place for the warm start")
+    one, two = layers
     written = solved.cut(one.out_features // 2, patches)
     rank = written.first.shape[1]
     one.weight[: 2 * rank] = tensor(np.concatenate([written.first.T, -written.first.T]), one.weight)
@@ -96,6 +112,49 @@ def write_map(projector: nn.Module, solved: LinearMap, patches: np.ndarray) -> L
     two.weight[:, : 2 * rank] = tensor(np.concatenate([written.second, -written.second]).T, two.weight)
     two.bias.zero_()
     return written
+
+
+def start_projector(
+    model: HubModel,
+    pictures: LazyPictures,
+    examples: Sequence[Example],
+    labels: Sequence[str],
+    batch_size: int,
+    announce: Callable[[str], None],
+) -> None:
+    """Begin a model's projector with the ridge solution on labelled pictures.
+
+    The map is from one picture to one label: examples of several pictures, or of none, say nothing of it.
+
+    Args:
+        pictures: in step with `examples`.
+        labels: all that the guide will know.
+        batch_size: pictures read at a time.
+    """
+    alone = [i for i, shown in enumerate(pictures.paths) if len(shown) == 1]
+    if not alone:
+        announce("the projector begins at random: no labelled example has exactly one picture")
+        return
+    projector = module_at(model.bare, model.family.projector[0])
+    assert projector is not None
+    first, chosen = linear_layers(projector)[0], pictures.only(alone)
+    means = torch.cat(
+        [
+            model.mean_inputs(first, chosen.rows(slice(start, start + batch_size)))
+            for start in range(0, len(alone), batch_size)
+        ]
+    )
+    numbers = {label: number for number, label in enumerate(labels)}
+    with torch.no_grad():
+        words = [model.embed(model.token_ids(model.label_tokens(label)[:-1]))[0].mean(0) for label in labels]
+    warm_start_projector(
+        projector,
+        means.double().cpu().numpy(),
+        np.array([numbers[examples[i].label] for i in alone]),
+        torch.stack(words),
+        [examples[i].group or examples[i].id for i in alone],
+        announce,
+    )
 
 
 def warm_start_projector(
