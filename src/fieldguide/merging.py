@@ -17,7 +17,7 @@ from fieldguide.guide import Guide
 
 if TYPE_CHECKING:
     from fieldguide.data.dataset import Dataset
-    from fieldguide.model.opening import Opened
+    from fieldguide.model.kinds import Opened
     from fieldguide.train.folder import Licence
     from fieldguide.train.merge import Certificate
     from fieldguide.train.probe import Probe

@@ -20,7 +20,7 @@ from fieldguide.writing import write_guide_folder
 
 if TYPE_CHECKING:
     from fieldguide.answer.trie import LabelTrie
-    from fieldguide.model.opening import Opened
+    from fieldguide.model.kinds import Opened
     from fieldguide.train.loop import TrainResult
     from fieldguide.train.part import Part
     from fieldguide.train.pictures import TowerStore

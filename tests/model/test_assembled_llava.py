@@ -16,8 +16,9 @@ from PIL import Image
 
 from fieldguide.errors import GuideError
 from fieldguide.model.hub import HubPictures
+from fieldguide.model.kinds import Opened
 from fieldguide.model.llava import KEY, PROJECTORS, as_patches, assemble_llava, plain_pixels
-from fieldguide.model.opening import Opened, open_model
+from fieldguide.model.opening import open_model
 from fieldguide.settings import TrainSettings
 from fieldguide.testing.hub import SIDE, VISION_KINDS, save_tiny, tiny_hub
 

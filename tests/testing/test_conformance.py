@@ -16,8 +16,7 @@ from fieldguide.model.local import LocalModel
 from fieldguide.model.opening import open_model
 from fieldguide.model.tuning import part_modes, prepare_parts
 from fieldguide.settings import TrainSettings
-from fieldguide.testing import tiny_features, tiny_model
-from fieldguide.testing.conformance import check_model
+from fieldguide.testing import check_model, tiny_features, tiny_model
 from fieldguide.testing.hub import KINDS, save_tiny
 
 

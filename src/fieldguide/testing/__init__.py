@@ -22,6 +22,9 @@ from fieldguide.model.assemble import Assembled
 from fieldguide.model.language import attach_adapter
 from fieldguide.model.projector import PictureFeatures, Projector, ProjectorConfig
 from fieldguide.model.prompt import Prompt
+from fieldguide.testing.conformance import check_model
+
+__all__ = ["check_model", "tiny_features", "tiny_model", "tiny_tokenizer"]
 
 
 def tiny_tokenizer(merges: Sequence[str] = ()) -> PreTrainedTokenizerFast:

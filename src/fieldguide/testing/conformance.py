@@ -1,6 +1,6 @@
 """The public check that a kind of model keeps the promises that training and answering rely on.
 
-from fieldguide.testing.conformance import check_model
+from fieldguide.testing import check_model
 
 check_model(model, pictures)
 """
