@@ -117,7 +117,7 @@ class Guide:
     def trie(self) -> LabelTrie:
         from fieldguide.answer.trie import LabelTrie
 
-        return LabelTrie({label: self.model.label_tokens(label) for label in self.labels})
+        return LabelTrie.of(self.model, self.labels)
 
     @cached_property
     def _prefix(self) -> Any:

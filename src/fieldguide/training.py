@@ -71,7 +71,7 @@ class Setup:
     def trie(self) -> LabelTrie:
         from fieldguide.answer.trie import LabelTrie
 
-        return LabelTrie({label: self.model.label_tokens(label) for label in self.labels})
+        return LabelTrie.of(self.model, self.labels)
 
 
 def train_guide(
@@ -140,13 +140,7 @@ def prepare(
     from fieldguide.model.vision import load_encoder
     from fieldguide.train.features import embed_pictures
 
-    trained = {e.label for e in dataset.of("train") if e.label}
-    labels = tuple(label for label in dataset.labels if label in trained)
-    if len(labels) < 2:
-        raise DataError(
-            f"{dataset.folder}: {len(labels)} label(s) with training pictures; a guide needs at least two",
-            f"fieldguide look {dataset.folder}",
-        )
+    labels = dataset.trained_labels()
     cards = model_cards()  # says at once when weights are missing
     encoder = encoder or load_encoder(recipe.embed, announce)
     wanted = [e for e in dataset.examples if e.split in ("train", "val") and e.label]
@@ -163,8 +157,7 @@ def prepare(
     right = f"{start.left_out_accuracy:.1%} of the training pictures named rightly, each left out in turn"
     announce(f"warm start: {right}")
     model = new_model(labels, encoder, start, recipe)
-    notes = {label: note for label in labels if (note := dataset.note(label)) is not None}
-    return Setup(recipe, dataset, labels, notes, encoder, train, val, start, model, cards)
+    return Setup(recipe, dataset, labels, dataset.notes_of(labels), encoder, train, val, start, model, cards)
 
 
 def _name_failed(failed: dict[str, str], wanted: Sequence[Example], announce: Callable[[str], None]) -> None:
@@ -309,22 +302,14 @@ def write_guide(out: Path, setup: Setup, result: TrainResult) -> Guide:
 
 
 def _record(setup: Setup, result: TrainResult) -> dict[str, Any]:
-    progress, start = result.progress, setup.start
+    start = setup.start
     return {
         "training_pictures": len(setup.train),
         "validation_pictures": len(setup.val),
-        "epochs": progress.epoch,
-        "best_epoch": progress.best_epoch + 1,
-        "steps": progress.step,
-        "supervised_tokens": progress.supervised_tokens,
-        "seconds": round(result.seconds, 1),
         "warm_start": {
             "penalty": start.penalty,
             "pooled_share": start.pooled_share,
             "left_out_accuracy": start.left_out_accuracy,
         },
-        "parts": result.parts,
-        "changes": result.changes,
-        "frozen_parts_unchanged": result.frozen_unchanged,
-        "history": progress.history,
+        **result.record(),
     }

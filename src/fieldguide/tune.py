@@ -50,7 +50,7 @@ class Tuning:
     def trie(self) -> LabelTrie:
         from fieldguide.answer.trie import LabelTrie
 
-        return LabelTrie({label: self.model.label_tokens(label) for label in self.labels})
+        return LabelTrie.of(self.model, self.labels)
 
 
 def tune_guide(
@@ -109,15 +109,7 @@ def _open(dataset: Dataset, recipe: Recipe, announce: Callable[[str], None]) -> 
     from fieldguide.train.pictures import TowerStore
 
     learn = what_to_learn(dataset, recipe.train.learn)
-    labels: tuple[str, ...] = ()
-    if learn == "labels":
-        trained = {e.label for e in dataset.of("train") if e.label}
-        labels = tuple(label for label in dataset.labels if label in trained)
-        if len(labels) < 2:
-            raise DataError(
-                f"{dataset.folder}: {len(labels)} label(s) with training pictures, two are needed",
-                f"fieldguide look {dataset.folder}",
-            )
+    labels = dataset.trained_labels() if learn == "labels" else ()
     torch.manual_seed(recipe.train.seed)  # a projector that is made anew starts at random
     opened = open_model(recipe.train, announce=announce)
     for line in opened.said:
@@ -142,8 +134,7 @@ def _open(dataset: Dataset, recipe: Recipe, announce: Callable[[str], None]) -> 
     )
     if not train.examples:
         raise DataError(f"{dataset.folder}: no training example can be read", "import again")
-    notes = {label: note for label in labels if (note := dataset.note(label)) is not None}
-    return Tuning(recipe, dataset, learn, labels, notes, opened, store, train, val, set())
+    return Tuning(recipe, dataset, learn, labels, dataset.notes_of(labels), opened, store, train, val, set())
 
 
 def _first_stage(recipe: Recipe) -> Recipe:
@@ -359,19 +350,10 @@ def _write(out: Path, tuning: Tuning, result: TrainResult) -> Guide:
 
 
 def _record(tuning: Tuning, result: TrainResult) -> dict[str, Any]:
-    progress = result.progress
     return {
         "learns": tuning.learn,
         "training_pictures": len(tuning.train.examples),
         "validation_pictures": len(tuning.val.examples),
-        "epochs": progress.epoch,
-        "best_epoch": progress.best_epoch + 1,
-        "steps": progress.step,
-        "supervised_tokens": progress.supervised_tokens,
-        "seconds": round(result.seconds, 1),
         "arithmetic": list(tuning.opened.said),
-        "parts": result.parts,
-        "changes": result.changes,
-        "frozen_parts_unchanged": result.frozen_unchanged,
-        "history": progress.history,
+        **result.record(),
     }

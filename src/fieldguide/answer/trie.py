@@ -1,6 +1,6 @@
 """The labels' tokens as a trie, of which only the places where it branches are kept.
 
-    trie = LabelTrie({label: model.label_tokens(label) for label in labels})
+    trie = LabelTrie.of(model, labels)
 
 Every label ends in the end-of-turn token, so none is the beginning of another ("cat", "catfish"). Where the
 trie does not branch there is nothing to decide and nothing to compute, so such stretches are folded away.
@@ -8,12 +8,13 @@ trie does not branch there is nothing to decide and nothing to compute, so such 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import groupby
 
 from fieldguide.errors import GuideError
+from fieldguide.model.local import LocalModel
 
 
 @dataclass(frozen=True)
@@ -50,6 +51,11 @@ class LabelTrie:
         self._refuse_beginnings()
         self.branches: list[Branch] = []
         self.start = self._fold()
+
+    @classmethod
+    def of(cls, model: LocalModel, labels: Iterable[str]) -> LabelTrie:
+        """The trie of labels as a model spells them."""
+        return cls({label: model.label_tokens(label) for label in labels})
 
     def __len__(self) -> int:
         return len(self.labels)

@@ -16,7 +16,7 @@ import platform
 import shutil
 import tempfile
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -80,6 +80,25 @@ class Dataset:
         # "Case" and "case" may both be labels: the note of one is not the other's
         other = note is not None and note.label != label and {note.label, label} <= set(self.labels)
         return None if other else note
+
+    def notes_of(self, labels: Iterable[str]) -> dict[str, Note]:
+        """The notes of those labels that have one."""
+        return {label: note for label in labels if (note := self.note(label)) is not None}
+
+    def trained_labels(self) -> tuple[str, ...]:
+        """The labels that have training examples: those that a guide can learn.
+
+        Raises:
+            DataError: when there are fewer than two.
+        """
+        trained = {example.label for example in self.of("train") if example.label}
+        labels = tuple(label for label in self.labels if label in trained)
+        if len(labels) < 2:
+            raise DataError(
+                f"{self.folder}: {len(labels)} label(s) with training examples; a guide needs at least two",
+                f"fieldguide look {self.folder}",
+            )
+        return labels
 
     @cached_property
     def _note_of(self) -> dict[str, Note]:

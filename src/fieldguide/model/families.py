@@ -58,24 +58,14 @@ _LLAVA_TEMPLATE = (
     "{% if message['role'] == 'user' %} {% else %}</s>{% endif %}{% endfor %}"
     "{% if add_generation_prompt %}ASSISTANT: {% endif %}"
 )
-_LLAVA = ("model.multi_modal_projector", "model.image_newline")
 
 FAMILIES = (
     Family(
         name="LLaVA",
-        model_types=("llava", "fieldguide_llava"),
+        model_types=("llava", "llava_next", "fieldguide_llava"),
         language="model.language_model",
         vision=("model.vision_tower",),
-        projector=_LLAVA,
-        caches=True,
-        chat_template=_LLAVA_TEMPLATE,
-    ),
-    Family(
-        name="LLaVA-NeXT",
-        model_types=("llava_next",),
-        language="model.language_model",
-        vision=("model.vision_tower",),
-        projector=_LLAVA,
+        projector=("model.multi_modal_projector", "model.image_newline"),
         caches=True,
         chat_template=_LLAVA_TEMPLATE,
     ),

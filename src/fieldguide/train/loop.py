@@ -60,6 +60,21 @@ class TrainResult:
     frozen_unchanged: bool
     seconds: float  # of this run; a resumed one counts from its resume
 
+    def record(self) -> dict[str, Any]:
+        """What a guide remembers of it."""
+        progress = self.progress
+        return {
+            "epochs": progress.epoch,
+            "best_epoch": progress.best_epoch + 1,
+            "steps": progress.step,
+            "supervised_tokens": progress.supervised_tokens,
+            "seconds": round(self.seconds, 1),
+            "parts": self.parts,
+            "changes": self.changes,
+            "frozen_parts_unchanged": self.frozen_unchanged,
+            "history": progress.history,
+        }
+
 
 class Loop:
     """One training run in `folder` (its checkpoints).
