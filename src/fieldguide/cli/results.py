@@ -1,0 +1,179 @@
+"""What is done with a guide and its answers: evaluate, merge, export, score."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from fieldguide.cli.group import (
+    STAGES,
+    GuideFolder,
+    app,
+)
+
+
+@app.command("evaluate", rich_help_panel=STAGES)
+def evaluate_command(
+    guide: GuideFolder,
+    dataset: Annotated[
+        Path | None,
+        typer.Argument(metavar="DATASET", help="A data set, else the guide's own.", show_default=False),
+    ] = None,
+    split: Annotated[str, typer.Option(metavar="SPLIT", help="test, val, train or all.")] = "test",
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", metavar="FOLDER", help="The report, else GUIDE/report.")
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Also with pictures the guide has seen.")] = False,
+) -> None:
+    """Evaluate a guide on pictures it has not seen, beside simple baselines, and write its report."""
+    from fieldguide.build import DATASET_FOLDER, evaluate
+    from fieldguide.data.dataset import load_dataset
+    from fieldguide.errors import DataError
+    from fieldguide.guide import load_guide
+    from fieldguide.report.wording import percent, verdict
+
+    wanted = load_guide(guide)
+    folder = dataset or guide / DATASET_FOLDER
+    if dataset is None and not folder.is_dir():
+        raise DataError(f"{guide}: holds no data set of its own", f"fieldguide evaluate {guide} DATASET")
+    if not wanted.labels:
+        _evaluate_words(wanted, folder, split, out, force)
+        return
+    found = evaluate(wanted, load_dataset(folder), split=split, out=out, force=force)
+    metrics, interval = found.metrics, found.metrics.accuracy_interval
+    typer.echo(
+        f"accuracy {percent(metrics.accuracy)} ({percent(interval.low)} to {percent(interval.high)}) on "
+        f"{metrics.count} {split} pictures, macro F1 {percent(metrics.macro.f1)}"
+    )
+    if metrics.unanswered:
+        typer.echo(f"{metrics.unanswered} pictures got no answer and count as wrong")
+    typer.echo(verdict(found))
+    typer.echo(f"report: {found.folder}/index.html")
+
+
+def _evaluate_words(guide: Any, folder: Path, split: str, out: Path | None, force: bool) -> None:
+    from fieldguide.data.dataset import load_dataset
+    from fieldguide.report.words import verdict_in_words
+    from fieldguide.rowtest import evaluate_rows
+
+    found = evaluate_rows(guide, load_dataset(folder), split=split, out=out, force=force, announce=typer.echo)
+    low, high = found.loss_interval.low, found.loss_interval.high
+    typer.echo(
+        f"loss {found.loss:.3f} nats a token ({low:.3f} to {high:.3f}) on {found.rows} {split} rows; "
+        f"base model {found.base_loss:.3f}"
+    )
+    typer.echo(verdict_in_words(found))
+    typer.echo(f"report: {out or guide.folder / 'report'}/index.html")
+
+
+@app.command("merge", rich_help_panel=STAGES)
+def merge_command(
+    guide: GuideFolder,
+    out: Annotated[
+        Path,
+        typer.Option("--out", "-o", metavar="FOLDER", help="The merged model to be.", show_default=False),
+    ],
+    dataset: Annotated[
+        Path | None,
+        typer.Option(metavar="DATASET", help="Rows to compare answers on, else the guide's own."),
+    ] = None,
+) -> None:
+    """Put a guide's adapter into its base model: a plain folder, proved equal."""
+    from fieldguide.guide import load_guide
+    from fieldguide.merging import merge_guide
+
+    loaded = load_guide(guide)
+    merge_guide(loaded, out, _rows_for(guide, dataset), announce=typer.echo)
+
+
+@app.command("export", rich_help_panel=STAGES)
+def export_command(
+    source: Annotated[Path, typer.Argument(metavar="GUIDE|DATASET", help="A guide, or a data set.")],
+    to: Annotated[
+        str,
+        typer.Option(
+            "--to",
+            metavar="FORMAT",
+            help="A guide: transformers, ollama, hub. A data set: llava, sharegpt, parquet.",
+            show_default=False,
+        ),
+    ],
+    out: Annotated[
+        Path, typer.Option("--out", "-o", metavar="PATH", help="Where to write it.", show_default=False)
+    ],
+    dataset: Annotated[
+        Path | None,
+        typer.Option(metavar="DATASET", help="Rows to prove a merge on, else the guide's own."),
+    ] = None,
+    merged: Annotated[Path | None, typer.Option(metavar="FOLDER", help="What merge wrote.")] = None,
+    base: Annotated[str, typer.Option(metavar="NAME", help="Ollama's name of the base model.")] = "",
+    repo: Annotated[str, typer.Option(metavar="OWNER/NAME", help="Of the model hub.")] = "",
+    push: Annotated[bool, typer.Option("--push", help="Send it to the hub; else it is only shown.")] = False,
+    split: Annotated[str, typer.Option(metavar="SPLIT", help="Of a data set; all if not given.")] = "",
+) -> None:
+    """Make a guide ready for transformers, Ollama or a model hub; or a data set for another trainer."""
+    if (source / "dataset.json").is_file():
+        from fieldguide.data.dataset import load_dataset
+        from fieldguide.data.export import export_examples
+
+        count = export_examples(load_dataset(source), to, out, split=split, announce=typer.echo)
+        typer.echo(
+            f"{out}: {count} rows" + ("" if split else ", those for testing too (--split leaves them out)")
+        )
+        return
+    from fieldguide.errors import SettingsError
+    from fieldguide.guide import load_guide
+    from fieldguide.merging import TARGETS, export_guide
+
+    if to not in TARGETS:
+        raise SettingsError(f"--to {to}: not known for a guide", f"one of {', '.join(TARGETS)}")
+    rows = None if to == "ollama" or merged is not None else _rows_for(source, dataset)
+    export_guide(
+        load_guide(source), out, to=to, dataset=rows, merged=merged, repo_id=repo, push=push, base=base,
+        announce=typer.echo,
+    )  # fmt: skip
+
+
+def _rows_for(guide: Path, dataset: Path | None) -> Any:
+    """The data set that is given, or that lies in the guide."""
+    from fieldguide.build import DATASET_FOLDER
+    from fieldguide.data.dataset import load_dataset
+    from fieldguide.errors import DataError
+
+    folder = dataset or guide / DATASET_FOLDER
+    if dataset is None and not folder.is_dir():
+        raise DataError(f"{guide}: holds no data set of its own", "give one with --dataset")
+    return load_dataset(folder)
+
+
+@app.command("score", rich_help_panel=STAGES)
+def score_command(
+    results: Annotated[Path, typer.Argument(metavar="RESULTS", help="A CSV of true and predicted labels.")],
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", metavar="FILE", help="Also write FILE.html and FILE.json.")
+    ] = None,
+    actual: Annotated[str, typer.Option(metavar="COLUMN", help="The true labels; found by name.")] = "",
+    predicted: Annotated[str, typer.Option(metavar="COLUMN", help="The answers; found by name.")] = "",
+) -> None:
+    """Compute accuracy, precision, recall and F1 from any table of true and predicted labels."""
+    from rich.console import Console
+
+    from fieldguide.report.score import read_results, score_results, table_for_terminal, write_scores
+    from fieldguide.report.wording import percent
+
+    read = read_results(results, actual, predicted)
+    metrics = score_results(read)
+    Console().print(table_for_terminal(metrics))
+    low, high = metrics.accuracy_interval.low, metrics.accuracy_interval.high
+    typer.echo(f"accuracy 95% interval: {percent(low)} to {percent(high)}")
+    for remark in read.remarks():
+        typer.echo(remark, err=True)
+    if metrics.off_list:
+        total = sum(metrics.off_list.values())
+        named = ", ".join(f"{label} ({count})" for label, count in list(metrics.off_list.items())[:10])
+        typer.echo(f"{total} answers are no true label of the table, counted as wrong: {named}", err=True)
+    if out is not None:
+        for path in write_scores(read, metrics, out):
+            typer.echo(str(path))
