@@ -120,6 +120,14 @@ def test_words_about_pictures_are_learnt_and_said(
     assert bool(list((tmp_path / "x.guide" / "checkpoints" / "pretrain").glob("step-*"))) == bool(pretrain)
     found = evaluate_rows(guide, data, announce=quiet)
     assert found.loss < found.base_loss
+    page = guide.report.read_text(encoding="utf-8")
+    for shown in (
+        "supervised tokens</dt>",
+        "What was trained, and what changed",
+        "<h3>Loss by step",
+        "<h3>Speed",
+    ):
+        assert shown in page
     picture = data.path(data.of("test")[0])
     answer = load_guide(guide.folder).ask(picture, "What is it?")
     assert (answer.label, answer.scores, answer.error) == ("", (), "")

@@ -11,7 +11,7 @@ from fieldguide.report.steps import POINTS, read_steps, step_charts
 def step(number: int) -> dict[str, object]:
     return {
         "kind": "step", "step": number, "loss": 2.0 / number, "learning rate/adapter": 1e-4,
-        "gradient norm/projector": 0.5,
+        "gradient norm/projector": 0.5, "tokens a second": 40.0,
     }  # fmt: skip
 
 
@@ -23,7 +23,7 @@ def test_steps_are_read_and_drawn(tmp_path: Path) -> None:
     steps = read_steps(tmp_path)
     assert [entry["step"] for entry in steps] == list(range(1, 1001))
     charts = step_charts(steps)
-    assert list(charts) == ["Loss by step", "Learning rate", "Gradient norm before clipping"]
+    assert list(charts) == ["Loss by step", "Learning rate", "Gradient norm before clipping", "Speed"]
     points = str(charts["Loss by step"]).split('points="')[1].split('"')[0].split()
     assert POINTS / 2 < len(points) <= POINTS
     assert ">adapter</text>" in str(charts["Learning rate"])

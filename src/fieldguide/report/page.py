@@ -8,7 +8,7 @@ from __future__ import annotations
 import base64
 import io
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -158,14 +158,27 @@ def render_words(found: WordsEvaluation) -> str:
     verdict = verdict_in_words(found)
     template = environment().get_template("words.html")
     return template.render(
-        found=found, steps=step_charts(found.steps), verdict=verdict[0].upper() + verdict[1:]
+        found=found,
+        verdict=verdict[0].upper() + verdict[1:],
+        **_training_views(found.guide_info, found.steps),
     )
+
+
+def _training_views(info: Mapping[str, Any], steps: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """What training.html shows."""
+    training = info.get("training")
+    curves = loss_curves(training)
+    return {
+        "training": training_facts(training),
+        "parts": part_rows(training),
+        "losses": line_chart(curves, "epoch", "loss") if curves else "",
+        "steps": step_charts(steps),
+    }
 
 
 def render_report(evaluation: Evaluation) -> str:
     """The report page of a guide."""
     wrong = [p for p in evaluation.predictions if p.predicted and not p.right]
-    curves = loss_curves(evaluation.guide_info.get("training"))
     info = evaluation.guide_info
     settings = {"guide": info.get("settings", {}), "dataset": evaluation.dataset_info.get("settings", {})}
     return (
@@ -181,15 +194,12 @@ def render_report(evaluation: Evaluation) -> str:
             wrong_count=len(wrong),
             right=[_shown(p) for p in pick_right(evaluation.predictions)],
             unanswered=[p for p in evaluation.predictions if not p.predicted],
-            parts=part_rows(info.get("training")),
-            training=training_facts(info.get("training")),
-            steps=step_charts(evaluation.steps),
-            losses=line_chart(curves, "epoch", "loss") if curves else "",
             models=model_cards(info.get("models")),
             settings_text=json.dumps(settings, indent=2, ensure_ascii=False)
             if any(settings.values())
             else "",
             **metric_views(evaluation.metrics),
+            **_training_views(info, evaluation.steps),
         )
     )
 

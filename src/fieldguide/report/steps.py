@@ -1,4 +1,4 @@
-"""The log of a training as drawings: loss, learning rate, gradient norm, step by step."""
+"""The log of a training as drawings: loss, learning rate, gradient norm, speed, step by step."""
 
 from __future__ import annotations
 
@@ -45,6 +45,8 @@ def step_charts(steps: Sequence[Mapping[str, Any]]) -> dict[str, Markup]:
         series = {name.removeprefix(prefix): _line(thinned, name) for name in names[:3]}
         if series:
             charts[title] = line_chart(series, "step", unit)
+    if speed := _line(thinned, "tokens a second"):
+        charts["Speed"] = line_chart({"supervised tokens": speed}, "step", "tokens a second")
     return charts
 
 
