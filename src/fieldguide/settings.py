@@ -102,6 +102,7 @@ class TrainSettings:
     attention: str = "auto"  # sdpa, flash, eager
     gradient_checkpointing: bool = False  # compute again instead of keeping: less memory, more time
     optimizer: str = "adamw"  # or adamw8bit
+    shard: bool = False  # weights, gradients and optimizer over the processes (FSDP2), not a copy in each
     memory_limit_gb: float = 0.0  # of a device; 0 for what it has
     learn: str = (
         "auto"  # labels, captions or messages; auto: the first of labels, messages, captions there is
