@@ -36,6 +36,7 @@ def in_threads(
                 done.put((place, work(item), None))  # type: ignore[arg-type]
             except BaseException as error:  # raised again where it can be seen
                 done.put((place, None, error))
+                stop.set()  # after the put: what the others raise because of it comes later
 
     for number in range(min(threads, len(items))):
         threading.Thread(target=labour, name=f"fieldguide-remote-{number}", daemon=True).start()
