@@ -453,6 +453,16 @@ def test_a_picture_that_changed_under_its_name_is_asked_anew(
     assert len(server.asked) == 2
 
 
+def test_pictures_share_no_reply_where_the_order_of_labels_is_the_same(
+    remote: Remote, server: FakeServer, photos: list[Path]
+) -> None:
+    remote(labels=["cat"]).classify(photos)
+    assert len(server.asked) == 6
+    remote(labels=()).ask(photos[0], "What is it?")
+    remote(labels=()).ask(photos[1], "What is it?")
+    assert len(server.asked) == 8
+
+
 def test_only_good_replies_are_kept(remote: Remote, server: FakeServer, photos: list[Path]) -> None:
     server.behave = lambda asked: (500, {}, {"error": "model runner has unexpectedly stopped"})
     answers = remote(retries=0, concurrency=1).classify(photos[:2])

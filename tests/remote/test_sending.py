@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import email.utils
+import signal
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -203,3 +206,39 @@ def test_no_reply_is_an_error_for_one_question(
     server.behave = lambda asked: "drop"
     with pytest.raises(NoReply, match="the connection broke"):
         remote(retries=1).ask(photos[0])
+
+
+ASKING = """
+import sys
+from pathlib import Path
+from fieldguide.remote.model import open_remote
+from fieldguide.remote.settings import RemoteSettings
+
+model = open_remote("ollama:llava", ["cat", "dog"], RemoteSettings(base_url=sys.argv[1], concurrency=2))
+model.classify([Path(name) for name in sys.argv[2:]])
+"""
+
+
+def test_ctrl_c_keeps_what_was_answered(
+    server: FakeServer, make_picture: Callable[..., Path], own_cache: Path
+) -> None:
+    photos = [make_picture(f"many/{number}.png", number) for number in range(20)]
+    server.delay = 0.3
+    command = [sys.executable, "-c", ASKING, server.url, *map(str, photos)]
+    run = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    deadline = time.monotonic() + 60
+    while len(server.asked) < 6 and time.monotonic() < deadline:
+        time.sleep(0.02)
+    run.send_signal(signal.SIGINT)
+    stopped = time.monotonic()
+    _, told = run.communicate(timeout=60)
+    assert b"KeyboardInterrupt" in told
+    assert run.returncode != 0
+    assert time.monotonic() - stopped < 10
+    before = len(server.asked)
+    assert 6 <= before < 20
+    server.delay = 0.0
+    subprocess.run(command, check=True, capture_output=True, timeout=60)
+    again = len(server.asked) - before
+    # Only replies that were still on their way (two at most) may have to be asked for again.
+    assert 20 - before <= again <= 20 - before + 2
