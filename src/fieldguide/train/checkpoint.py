@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from fieldguide.errors import ResumeError
 from fieldguide.files import atomic_folder, atomic_path, read_json, write_json
-from fieldguide.train.sharded import put, share_like, whole
+from fieldguide.train.sharded import all_whole, put, share_like
 
 STEP_FOLDER = re.compile(r"step-(\d{6,})")
 LEFT_BEHIND = re.compile(r"\.(step-\d{6,}|start|best)\..*\.(tmp|old)")  # by `atomic_folder`, `atomic_path`
@@ -69,17 +69,21 @@ def save_checkpoint(
 
 
 def state_tensors(
-    model: nn.Module, optimizer: torch.optim.Optimizer, random_states: Sequence[dict[str, Tensor]] = ()
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    random_states: Sequence[dict[str, Tensor]] = (),
+    keep: bool = True,
 ) -> dict[str, Tensor]:
     """Trained parameters, optimizer and random states, whole, under the names that a checkpoint gives them.
 
-    Where they are sharded, all processes must ask.
+    Where they are sharded, all processes must ask; those that do not `keep` them get only random states.
     """
     tensors: dict[str, Tensor] = {}
     for name, parameter in trained(model).items():
-        tensors[f"parameter/{name}"] = whole(parameter.detach())
+        found = {f"parameter/{name}": parameter.detach()}
         for key, value in optimizer.state.get(parameter, {}).items():
-            tensors[f"optimizer/{key}/{name}"] = whole(torch.as_tensor(value))
+            found[f"optimizer/{key}/{name}"] = torch.as_tensor(value)
+        tensors |= all_whole(found, keep)
     for number, state in enumerate(random_states or [random_state()]):
         tensors |= {f"random/{number}/{name}": value for name, value in state.items()}
     return tensors

@@ -228,7 +228,7 @@ class Loop:
                 "continue it with --resume, or choose another folder",
             )
         torch.manual_seed(self.settings.seed)  # for dropout
-        begins = {**all_whole(trained(self.model)), **self._solved()}
+        begins = {**all_whole(trained(self.model), self.processes.first), **self._solved()}
         if self.processes.first:
             save_tensors(self.folder / START, begins)
             (self.folder / BEST).unlink(missing_ok=True)  # of a run that never reached a checkpoint
@@ -382,7 +382,7 @@ class Loop:
             )
         if progress.best_loss is None or value < progress.best_loss:
             progress.best_loss, progress.best_epoch, progress.bad_epochs = value, progress.epoch, 0
-            best = all_whole(trained(self.model))
+            best = all_whole(trained(self.model), self.processes.first)
             if self.processes.first:
                 save_tensors(self.folder / BEST, best)
         else:
@@ -406,7 +406,8 @@ class Loop:
             progress.scaler = self.accelerator.scaler.state_dict()
         states = self.processes.random_states()
         if self.processes.first or self.shards:
-            tensors = state_tensors(self.model, self.optimizer.optimizer, states)
+            first = self.processes.first
+            tensors = state_tensors(self.model, self.optimizer.optimizer, states, keep=first)
         if self.processes.first:
             self.checkpoints.save(tensors, progress, self.identity)
         self.processes.wait()

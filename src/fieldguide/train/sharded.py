@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import copy
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -95,11 +95,24 @@ class Shards:
 
     @contextmanager
     def readable(self) -> Iterator[None]:
-        """Within it the model answers: what lies outside its layers is whole."""
+        """Within it the model answers: what lies outside its layers is whole.
+
+        Logits are the first process's in all of them: a search goes where they point, and processes that went
+        different ways would wait for each other's layers for ever.
+        """
+        own = self.model.head
+
+        def agreed(hidden: Tensor, tokens: Sequence[int] | None = None) -> Tensor:
+            logits: Tensor = own(hidden, tokens).contiguous()
+            torch.distributed.broadcast(logits, src=0)
+            return logits
+
         self.model.unshard()
+        self.model.head = agreed
         try:
             yield
         finally:
+            del self.model.head
             self.model.reshard()
 
     def norms(self, total: Callable[[float], float]) -> dict[str, float]:
@@ -168,15 +181,26 @@ def whole(tensor: Tensor) -> Tensor:
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
-def all_whole(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Several tensors, each as `whole` gives it."""
-    return {name: whole(tensor.detach()) for name, tensor in tensors.items()}
+def all_whole(tensors: Mapping[str, Tensor], keep: bool) -> dict[str, Tensor]:
+    """Several tensors, each as `whole` gives it, one after the other: no device holds all of them at once.
+
+    Args:
+        keep: whether this process wants them; {} where it only takes part.
+    """
+    found = {}
+    for name, tensor in tensors.items():
+        sharded = isinstance(tensor, DTensor)
+        value = whole(tensor.detach())
+        if keep:
+            found[name] = value.cpu() if sharded else value
+    return found
 
 
 def share_like(value: Tensor, like: Tensor) -> Tensor:
     """This process's share of a whole tensor, lying as `like` does; all processes must ask."""
     if isinstance(like, DTensor):
-        return distribute_tensor(value.to(like.device), like.device_mesh, like.placements)
+        place = value.to(like.device)  # in every process: each takes its share, and nothing is sent
+        return distribute_tensor(place, like.device_mesh, like.placements, src_data_rank=None)
     return value.to(like.device)
 
 
