@@ -26,6 +26,7 @@ MAY_IMPORT = {
     "train": (*GROUND, "data", "model", "jobs"),
     "answer": (*GROUND, "data", "model", "jobs", "train"),
     "report": (*GROUND, "data", "jobs", "answer"),
+    "remote": GROUND,
     "doctor": (*GROUND, "model"),
     "guide": (*GROUND, "data", "model", "jobs", "train", "answer", "report"),
     "writing": (*GROUND, "data", "guide"),

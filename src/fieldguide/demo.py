@@ -63,7 +63,7 @@ def main(folder: Path) -> None:
     answer = load_guide(out).ask(held_out)
     print(f"\n{held_out}, which the guide has never seen (it shows an 8):")
     for score in answer.scores[:3]:
-        print(f"  {score.label}  {score.probability:6.1%}")
+        print(f"  {score.label}  {score.probability or 0.0:6.1%}")
     print(f"  {answer.text}")
     print(f"\nThe report: {out / 'report' / 'index.html'}")
 

@@ -69,17 +69,20 @@ class LabelScore:
     """A label and how likely it is."""
 
     label: str
-    probability: float  # in [0, 1]; over all labels they sum to 1
+    # In [0, 1]; over all labels of a guide they sum to 1. None: a model behind a server named the label and
+    # told no probability. None is written as an empty cell, and never counted as 0 or 1.
+    probability: float | None
     log_score: float = 0.0  # uncalibrated log-probability over the label trie
 
 
 @dataclass(frozen=True)
 class Answer:
-    """What a guide says about one picture."""
+    """What a guide, or a model behind a server, says about one picture."""
 
     image: str
-    label: str = ""  # "" when there is an error
-    probability: float = 0.0
+    label: str = ""  # "" when there is an error, or the reply named no label (`off_list`)
+    probability: float | None = 0.0  # None: not told, as in `LabelScore`
     scores: tuple[LabelScore, ...] = ()  # best first
-    text: str = ""  # the sentence that says why
+    text: str = ""  # the sentence that says why; of an `off_list` answer the reply itself, word for word
     error: str = ""  # why the picture could not be answered
+    off_list: bool = False  # answered, but with none of the labels or with several: no error, and no label

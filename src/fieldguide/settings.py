@@ -102,6 +102,7 @@ class TrainSettings:
     attention: str = "auto"  # sdpa, flash, eager
     gradient_checkpointing: bool = False  # compute again instead of keeping: less memory, more time
     optimizer: str = "adamw"  # or adamw8bit
+    shard: bool = False  # weights, gradients and optimizer over the processes (FSDP2), not a copy in each
     memory_limit_gb: float = 0.0  # of a device; 0 for what it has
     learn: str = (
         "auto"  # labels, captions or messages; auto: the first of labels, messages, captions there is
@@ -267,7 +268,7 @@ class Recipe:
                 faults.append(f"[{table}] must be a table")
                 continue
             factory: Any = f.default_factory
-            part, wrong = _fill(factory(), values)
+            part, wrong = fill(factory(), values)
             faults += [f"[{table}] {fault}" for fault in wrong]
             parts[f.name] = part
         if faults:
@@ -298,7 +299,8 @@ def _pattern_faults(name: str, pattern: str) -> list[str]:
     return [f"{name}={pattern!r} must have one group (…)"] if pattern and groups != 1 else []
 
 
-def _fill(default: Any, values: Mapping[str, Any]) -> tuple[Any, list[str]]:
+def fill(default: Any, values: Mapping[str, Any]) -> tuple[Any, list[str]]:
+    """A settings dataclass with single values laid over it, and every fault of names, types and values."""
     faults, accepted = [], {}
     types = {f.name: type(getattr(default, f.name)) for f in dataclasses.fields(default)}
     for key, value in values.items():
@@ -326,24 +328,29 @@ def load_recipe(
     Raises:
         SettingsError: when the file is missing, is not TOML, or holds wrong settings.
     """
-    tables: dict[str, Any] = {}
-    if path is not None:
-        try:
-            tables = tomllib.loads(Path(path).read_text(encoding="utf-8"))
-        except FileNotFoundError:
-            raise SettingsError(
-                f"{path}: no such recipe file", "check its spelling, or leave --recipe out"
-            ) from None
-        except OSError as error:
-            raise SettingsError(f"{path}: cannot be read ({error.strerror})") from error
-        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-            raise SettingsError(f"{path}: not valid TOML ({error})", "repair it at that place") from error
+    tables = read_toml(path, "recipe", "leave --recipe out") if path is not None else {}
     for table, values in (overrides or {}).items():
         given = {key: value for key, value in values.items() if value is not None}
         in_file = tables.get(table, {})
         if given and isinstance(in_file, Mapping):  # else left as it is, for from_dict to name the fault
             tables[table] = {**in_file, **given}
     return Recipe.from_dict(tables, str(path) if path is not None else "settings")
+
+
+def read_toml(path: Path | str, what: str, otherwise: str) -> dict[str, Any]:
+    """Read a TOML file of settings: `what` it is, and what `otherwise` to do without it, go into errors.
+
+    Raises:
+        SettingsError: when the file is missing or is not TOML.
+    """
+    try:
+        return tomllib.loads(Path(path).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise SettingsError(f"{path}: no such {what} file", f"check its spelling, or {otherwise}") from None
+    except OSError as error:
+        raise SettingsError(f"{path}: cannot be read ({error.strerror})") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise SettingsError(f"{path}: not valid TOML ({error})", "repair it at that place") from error
 
 
 def parse_overrides(texts: Iterable[str]) -> dict[str, dict[str, Any]]:

@@ -6,7 +6,7 @@ Features from the cache → warm start → LoRA and projector training → calib
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -99,16 +99,21 @@ def train_guide(
     """
     from fieldguide.train.loop import Loop
     from fieldguide.train.processes import first_writes
+    from fieldguide.train.sharded import launched_sharded
     from fieldguide.train.sharing import speaks
 
-    if recipe is not None and recipe.train.model != "starter":
+    announce, recipe = announce if speaks() else _silent, recipe or Recipe()
+    if launched := launched_sharded():
+        recipe = replace(recipe, train=replace(recipe.train, shard=True))
+        if launched != "FSDP":
+            announce(f"{launched} was asked for: FSDP2 does the same, with checkpoints that are no pickles")
+    if recipe.train.model != "starter":
         from fieldguide.tune import tune_guide
 
         return tune_guide(dataset, out, recipe, resume=resume, announce=announce)
     out = Path(out)
     check_free(out)
-    announce = announce if speaks() else _silent
-    setup = prepare(dataset, recipe or Recipe(), encoder, announce)
+    setup = prepare(dataset, recipe, encoder, announce)
     loop = Loop(
         setup.model,
         _rows(setup),

@@ -82,8 +82,9 @@ def tune_guide(
         tuning.model.network = prepare_parts(
             tuning.model.network, tuning.model.family, first.train, settings.model
         )
-        before = out / "checkpoints" / "pretrain"
-        _run(_first_tuning(tuning, first), before, bool(checkpoints(before)), announce)
+        before, stage = out / "checkpoints" / "pretrain", _first_tuning(tuning, first)
+        _run(stage, before, bool(checkpoints(before)), announce)
+        tuning.opened = stage.opened
         tuning.model.network.requires_grad_(False)
     _attach(tuning)
     folder = out / "checkpoints"
@@ -269,7 +270,10 @@ def _run(tuning: Tuning, folder: Path, resume: bool, announce: Callable[[str], N
         tuning.opened.precision,
     )
     announce(plan_memory(loop, settings).in_words())
-    return loop.run(resume=resume)
+    result = loop.run(resume=resume)
+    if loop.shards is not None:
+        tuning.opened = replace(tuning.opened, model=loop.shards.joined())
+    return result
 
 
 def _identity(tuning: Tuning) -> dict[str, Any]:

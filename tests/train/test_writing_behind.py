@@ -13,7 +13,14 @@ import torch
 from safetensors.torch import load_file
 
 from fieldguide.train import checkpoint
-from fieldguide.train.checkpoint import CheckpointWriter, Progress, checkpoints, save_checkpoint, trained
+from fieldguide.train.checkpoint import (
+    CheckpointWriter,
+    Progress,
+    checkpoints,
+    save_checkpoint,
+    state_tensors,
+    trained,
+)
 from fieldguide.train.loop import Loop
 
 IDENTITY = {"data set": "tiny"}
@@ -52,7 +59,7 @@ def test_training_goes_on_and_the_state_is_that_of_the_call(
 
     monkeypatch.setattr(checkpoint, "_write", slow)
     writer = CheckpointWriter(tmp_path / "behind", 2, behind=True)
-    writer.save(model, optimizer, progress, IDENTITY, random)
+    writer.save(state_tensors(model, optimizer, random), progress, IDENTITY)
     change(model, optimizer)
     progress.step, progress.history[0]["loss"] = 8, 2.0
     assert checkpoints(tmp_path / "behind") == []
@@ -70,7 +77,7 @@ def test_a_write_that_fails_is_told_at_the_next_and_the_last_whole_one_stays(
 ) -> None:
     model, optimizer = stepped()
     writer = CheckpointWriter(tmp_path, 2, behind=True)
-    writer.save(model, optimizer, Progress(step=1), IDENTITY, [])
+    writer.save(state_tensors(model, optimizer, []), Progress(step=1), IDENTITY)
     writer.finish()
 
     def full(*arguments: Any) -> None:
@@ -78,9 +85,9 @@ def test_a_write_that_fails_is_told_at_the_next_and_the_last_whole_one_stays(
 
     with monkeypatch.context() as patch:
         patch.setattr(checkpoint, "save_file", full)
-        writer.save(model, optimizer, Progress(step=2), IDENTITY, [])
+        writer.save(state_tensors(model, optimizer, []), Progress(step=2), IDENTITY)
         with pytest.raises(OSError, match="No space left"):
-            writer.save(model, optimizer, Progress(step=3), IDENTITY, [])
+            writer.save(state_tensors(model, optimizer, []), Progress(step=3), IDENTITY)
     assert [path.name for path in tmp_path.iterdir()] == ["step-000001"]
 
 
@@ -88,7 +95,7 @@ def test_old_ones_go_also_behind(tmp_path: Path) -> None:
     model, optimizer = stepped()
     writer = CheckpointWriter(tmp_path, 2, behind=True)
     for step in range(1, 5):
-        writer.save(model, optimizer, Progress(step=step), IDENTITY, [])
+        writer.save(state_tensors(model, optimizer, []), Progress(step=step), IDENTITY)
     writer.finish()
     assert [path.name for path in checkpoints(tmp_path)] == ["step-000003", "step-000004"]
 

@@ -26,6 +26,7 @@ from fieldguide.progress import progress_bar
 from fieldguide.records import Answer
 
 ROWS_A_WRITE = 1000  # of a Parquet row group
+_ERROR, _OFF_LIST = "", "\0"  # what rows without a label are counted under: no label can be one of them
 
 
 class PictureNamer(Protocol):
@@ -51,6 +52,7 @@ class Summary:
     resumed: int  # rows that an earlier run had finished
     labels: Mapping[str, int]  # pictures named so, most frequent first
     seconds: float
+    off_list: int = 0  # answered, but with none of the labels
 
 
 def classify_pictures(
@@ -69,7 +71,8 @@ def classify_pictures(
         sources: files, and folders that are searched with all their sub-folders, hidden ones left out. There
             pictures are told by extension or first bytes; a file named here is always taken.
         out: the table; its extension chooses the form: .csv, .jsonl or .parquet. Columns: image, label,
-            probability, runner_up_1, runner_up_1_probability, …, error.
+            probability, runner_up_1, runner_up_1_probability, …, error; and `reply`, the words themselves,
+            where some reply named none of the labels.
         top_k: labels a picture, the first included.
         batch_size: pictures answered, and kept, at once.
         announce: is told what is going on.
@@ -100,11 +103,14 @@ def classify_pictures(
         with atomic_path(out) as temporary:
             write(temporary, columns, _counted(rows, labels))
         ledger.discard()
-    unreadable = labels.pop("", 0)
-    summary = Summary(
-        out, len(pictures), unreadable, resumed, dict(labels.most_common()), time.monotonic() - started
+    unreadable, off_list = labels.pop(_ERROR, 0), labels.pop(_OFF_LIST, 0)
+    seconds = time.monotonic() - started
+    summary = Summary(out, len(pictures), unreadable, resumed, dict(labels.most_common()), seconds, off_list)
+    announce(
+        f"{out}: {summary.pictures:,} rows"
+        + (f", {unreadable:,} with an error" if unreadable else "")
+        + (f", {off_list:,} with a reply that is none of the labels" if off_list else "")
     )
-    announce(f"{out}: {summary.pictures:,} rows" + (f", {unreadable:,} with an error" if unreadable else ""))
     return summary
 
 
@@ -165,14 +171,18 @@ def _answer(
 def _payload(answer: Answer) -> dict[str, Any]:
     if answer.error:
         return {"error": answer.error}
+    if answer.off_list:
+        return {"reply": answer.text}
     return {"scores": [[score.label, score.probability] for score in answer.scores]}
 
 
 def _columns(rows: Iterable[tuple[str, dict[str, Any]]]) -> list[str]:
     """As many runners-up as there are: a guide of three labels has two, whatever top_k says."""
-    most = max((len(payload.get("scores", ())) for _, payload in rows), default=0)
+    most, replies = 0, False
+    for _, payload in rows:
+        most, replies = max(most, len(payload.get("scores", ()))), replies or "reply" in payload
     runners = [f"runner_up_{n}{end}" for n in range(1, most) for end in ("", "_probability")]
-    return ["image", "label", "probability", *runners, "error"]
+    return ["image", "label", "probability", *runners, "error", *(["reply"] if replies else [])]
 
 
 def _row(path: Path, ledger: Ledger, keys: Mapping[Path, str], columns: Sequence[str]) -> dict[str, Any]:
@@ -181,6 +191,8 @@ def _row(path: Path, ledger: Ledger, keys: Mapping[Path, str], columns: Sequence
     row: dict[str, Any] = dict.fromkeys(columns)
     row["image"] = printable(path)
     row["error"] = payload.get("error")
+    if "reply" in payload:
+        row["reply"] = payload["reply"]
     for place, (label, probability) in enumerate(payload.get("scores", ())):
         name = f"runner_up_{place}" if place else "label"
         row[name] = label
@@ -190,7 +202,7 @@ def _row(path: Path, ledger: Ledger, keys: Mapping[Path, str], columns: Sequence
 
 def _counted(rows: Iterable[dict[str, Any]], labels: Counter[str]) -> Iterator[dict[str, Any]]:
     for row in rows:
-        labels[row["label"] or ""] += 1
+        labels[row["label"] or (_OFF_LIST if row.get("reply") is not None else _ERROR)] += 1
         yield row
 
 

@@ -71,7 +71,8 @@ def ask_command(
 
     width = max((cell_len(score.label) for score in answer.scores), default=0)
     for score in answer.scores:
-        typer.echo(f"{score.label}{' ' * (width - cell_len(score.label))}  {score.probability:7.2%}")
+        likely = "" if score.probability is None else f"  {score.probability:7.2%}"
+        typer.echo(f"{score.label}{' ' * (width - cell_len(score.label))}{likely}".rstrip())
     if answer.text:
         typer.echo(f"\n{answer.text}" if answer.scores else answer.text)
 

@@ -91,6 +91,7 @@ class HubModel(LocalModel):
         self.processor = processor
         self.family = family or family_of(self.bare.config)
         self.image_token = int(getattr(self.bare.config, "image_token_id", None) or -1)
+        self.every_pass_alike = False  # whether each pass must call every layer as often as any other pass
 
     @property
     def mark(self) -> str:
@@ -220,7 +221,8 @@ class HubModel(LocalModel):
         """Whether rows may go on from keys and values that were read before."""
         numbered = hasattr(self.bare.model, "get_rope_index")  # positions follow from the whole row
         checkpointing = self.training and bool(getattr(self.bare, "is_activation_checkpointing", False))
-        return bool(self.family.vision) and not numbered and not checkpointing
+        alike = self.training and self.every_pass_alike
+        return bool(self.family.vision) and not numbered and not checkpointing and not alike
 
     def _run(self, rows: Sequence[Sequence[int]], pictures: HubPictures, cache: DynamicCache | None) -> Any:
         """Read rows, behind the cache if there is one; hidden states (B, longest, H), position offsets."""

@@ -23,7 +23,7 @@ class Prediction:
     sha256: str
     label: str  # the truth
     predicted: str  # "" when there is no answer
-    probability: float
+    probability: float | None  # None where the model tells none
     scores: tuple[LabelScore, ...]  # best first
     text: str  # the sentence that says why, if one was asked for
     error: str  # why there is no answer

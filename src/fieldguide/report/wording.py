@@ -104,7 +104,7 @@ def pick_wrong(wrong: Sequence[Prediction], most: int = WRONG_SHOWN) -> list[Pre
     """The surest wrong answers, at most three of one confusion."""
     taken: Counter[tuple[str, str]] = Counter()
     picked = []
-    for p in sorted(wrong, key=lambda p: -p.probability):
+    for p in sorted(wrong, key=lambda p: -(p.probability or 0.0)):
         taken[p.label, p.predicted] += 1
         if taken[p.label, p.predicted] <= 3:
             picked.append(p)
@@ -114,7 +114,7 @@ def pick_wrong(wrong: Sequence[Prediction], most: int = WRONG_SHOWN) -> list[Pre
 def pick_right(predictions: Sequence[Prediction], most: int = RIGHT_SHOWN) -> list[Prediction]:
     """For each label the least sure right answer, then the surest, while there is room."""
     by_label: dict[str, list[Prediction]] = defaultdict(list)
-    for p in sorted(predictions, key=lambda p: p.probability):
+    for p in sorted(predictions, key=lambda p: p.probability or 0.0):
         if p.right:
             by_label[p.label].append(p)
     first = [found[0] for found in by_label.values()]

@@ -13,6 +13,7 @@ from torch import Tensor
 from fieldguide.errors import FieldguideError
 from fieldguide.model.local import LocalModel
 from fieldguide.train.checkpoint import trained
+from fieldguide.train.sharded import whole
 
 
 def parts(model: LocalModel) -> dict[str, dict[str, int]]:
@@ -59,7 +60,9 @@ def frozen_hash(model: LocalModel) -> str:
     for name, tensor in sorted(model.state_dict().items()):
         if name not in learnt:
             digest.update(name.encode())
-            digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+            digest.update(
+                whole(tensor.detach()).cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data
+            )
     return digest.hexdigest()
 
 
@@ -71,7 +74,7 @@ def check_first_step(model: LocalModel, before: dict[str, Tensor]) -> None:
     """
     moved: dict[str, bool] = {}
     for name, parameter in trained(model).items():
-        changed = not torch.equal(parameter.detach().cpu(), before[name].cpu())
+        changed = not torch.equal(whole(parameter.detach()).cpu(), before[name].cpu())
         moved[model.part_of(name)] = moved.get(model.part_of(name), False) or changed
     still = [part for part, changed in moved.items() if not changed]
     if still:
@@ -84,7 +87,7 @@ def weight_changes(model: LocalModel, before: dict[str, Tensor]) -> dict[str, di
     """For each trained part: tensors, tensors changed, and |after − before| / |before|."""
     changes: dict[str, dict[str, Any]] = {}
     for name, parameter in trained(model).items():
-        old, new = before[name].double().cpu(), parameter.detach().double().cpu()
+        old, new = before[name].double().cpu(), whole(parameter.detach()).double().cpu()
         part = changes.setdefault(
             model.part_of(name), {"tensors": 0, "changed": 0, "_moved": 0.0, "_size": 0.0}
         )

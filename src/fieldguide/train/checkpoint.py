@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from fieldguide.errors import ResumeError
 from fieldguide.files import atomic_folder, atomic_path, read_json, write_json
+from fieldguide.train.sharded import put, share_like, whole
 
 STEP_FOLDER = re.compile(r"step-(\d{6,})")
 LEFT_BEHIND = re.compile(r"\.(step-\d{6,}|start|best)\..*\.(tmp|old)")  # by `atomic_folder`, `atomic_path`
@@ -70,12 +71,15 @@ def save_checkpoint(
 def state_tensors(
     model: nn.Module, optimizer: torch.optim.Optimizer, random_states: Sequence[dict[str, Tensor]] = ()
 ) -> dict[str, Tensor]:
-    """Trained parameters, optimizer and random states, under the names that a checkpoint gives them."""
+    """Trained parameters, optimizer and random states, whole, under the names that a checkpoint gives them.
+
+    Where they are sharded, all processes must ask.
+    """
     tensors: dict[str, Tensor] = {}
     for name, parameter in trained(model).items():
-        tensors[f"parameter/{name}"] = parameter.detach()
+        tensors[f"parameter/{name}"] = whole(parameter.detach())
         for key, value in optimizer.state.get(parameter, {}).items():
-            tensors[f"optimizer/{key}/{name}"] = torch.as_tensor(value)
+            tensors[f"optimizer/{key}/{name}"] = whole(torch.as_tensor(value))
     for number, state in enumerate(random_states or [random_state()]):
         tensors |= {f"random/{number}/{name}": value for name, value in state.items()}
     return tensors
@@ -103,18 +107,10 @@ class CheckpointWriter:
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="checkpoint") if behind else None
         self._running: Future[None] | None = None
 
-    def save(
-        self,
-        model: nn.Module,
-        optimizer: torch.optim.Optimizer,
-        progress: Progress,
-        identity: dict[str, Any],
-        random_states: Sequence[dict[str, Tensor]],
-    ) -> None:
-        """As `save_checkpoint`; waits for the checkpoint before, whose errors are raised here."""
+    def save(self, tensors: dict[str, Tensor], progress: Progress, identity: dict[str, Any]) -> None:
+        """Write what `state_tensors` gave; waits for the checkpoint before, whose errors are raised here."""
         self.finish()
         path = self.folder / f"step-{progress.step:06d}"
-        tensors = state_tensors(model, optimizer, random_states)
         state = {"identity": identity, "progress": asdict(progress)}
         if self._pool is None:
             self._write(path, tensors, state)
@@ -168,14 +164,13 @@ def load_checkpoint(
         raise ResumeError(
             f"{path}: other parameters were trained there ({other[0]} and {len(other) - 1} more)"
         )
-    with torch.no_grad():
-        for name, parameter in parameters.items():
-            parameter.copy_(tensors[f"parameter/{name}"])
-    for key, tensor in tensors.items():
+    for name, parameter in parameters.items():
+        put(parameter, tensors[f"parameter/{name}"])
+    for key, tensor in sorted(tensors.items()):  # in one order in all processes
         if key.startswith("optimizer/"):
             _, moment, name = key.split("/", 2)
             # AdamW keeps its step count on the CPU and the moments beside the parameter.
-            place = tensor.clone() if moment == "step" else tensor.to(parameters[name].device)
+            place = tensor.clone() if moment == "step" else share_like(tensor, parameters[name])
             optimizer.state[parameters[name]][moment] = place
     begins = f"random/{number}/"
     set_random_state({k.removeprefix(begins): v for k, v in tensors.items() if k.startswith(begins)})

@@ -23,7 +23,7 @@ from accelerate import Accelerator, DistributedDataParallelKwargs, InitProcessGr
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from fieldguide.errors import FieldguideError, ResumeError, Stopped
+from fieldguide.errors import FieldguideError, ResumeError, SettingsError, Stopped
 from fieldguide.model.local import LocalModel, Pictures
 from fieldguide.progress import progress_bar
 from fieldguide.settings import TrainSettings
@@ -39,11 +39,13 @@ from fieldguide.train.checkpoint import (
     random_state,
     save_tensors,
     set_random_state,
+    state_tensors,
     trained,
 )
 from fieldguide.train.logs import StepLog
 from fieldguide.train.processes import Processes, StopSignal
 from fieldguide.train.rows import Row, in_words
+from fieldguide.train.sharded import Shards, all_whole, check_shard, put
 from fieldguide.train.sharing import PATIENCE, on_cpus
 
 START = "start.safetensors"  # before the first step: trained parameters, and what the warm start solved
@@ -116,19 +118,41 @@ class Loop:
         self.processes = Processes(self.accelerator)
         self.identity = {**identity, "processes": self.processes.count}
         self.announce = announce if self.processes.first else _nothing
+        self.shards = self._shards(model)
         groups = _groups(model, settings)
         weight_decay = settings.weight_decay
         optimizer = (
             make_optimizer(groups) if make_optimizer else torch.optim.AdamW(groups, weight_decay=weight_decay)
         )
         self.model: Any = model
-        self.wrapped, self.optimizer = self.accelerator.prepare(model, optimizer)
+        if self.shards:
+            self.wrapped, self.optimizer = self.model, self.accelerator.prepare(optimizer)
+        else:
+            self.wrapped, self.optimizer = self.accelerator.prepare(model, optimizer)
         self.pictures = pictures.to(self.accelerator.device)
         behind = self.accelerator.device.type != "cpu"
         self.checkpoints = CheckpointWriter(folder, settings.keep, behind)
         self._unproved = False  # whether it is still to be shown that a step moves what trains
         self.log = StepLog(folder.parent / "log", settings.log_to if self.processes.first else None)
         self.steps_an_epoch = math.ceil(len(self._order(rows_of(0), 0)) / settings.accumulate)
+
+    def _shards(self, model: Any) -> Shards | None:
+        """The model, sharded, where that is asked for and there are several processes."""
+        if not self.settings.shard:
+            return None
+        check_shard(model, self.settings, self.precision)
+        if self.processes.count == 1:
+            self.announce("train.shard: there is one process, which holds everything")
+            return None
+        shards = Shards(model, self.accelerator.device.type, self.processes.count)
+        if shards.trains_tower and not all(row.visual for row in self.rows_of(0)):
+            raise SettingsError(
+                "train.shard: a vision tower that trains needs a picture in every row",
+                "leave out the rows without one, or freeze it (train.vision_part=frozen)",
+            )
+        count = self.processes.count
+        self.announce(f"weights, gradients and optimizer are sharded over {count} processes (FSDP2)")
+        return shards
 
     @property
     def total_steps(self) -> int:
@@ -204,8 +228,9 @@ class Loop:
                 "continue it with --resume, or choose another folder",
             )
         torch.manual_seed(self.settings.seed)  # for dropout
+        begins = {**all_whole(trained(self.model)), **self._solved()}
         if self.processes.first:
-            save_tensors(self.folder / START, {**trained(self.model), **self._solved()})
+            save_tensors(self.folder / START, begins)
             (self.folder / BEST).unlink(missing_ok=True)  # of a run that never reached a checkpoint
         self.processes.wait()
         self._unproved = True
@@ -288,7 +313,8 @@ class Loop:
         mine = self.processes.share(rows)
         batch = collate(mine or rows[:1], self.accelerator.device)
         pictures = self.pictures.rows(batch.pictures)
-        logits = self.wrapped(self.question, pictures, batch.ids, batch.supervised)
+        with self.accelerator.autocast() if self.shards else nullcontext():
+            logits = self.wrapped(self.question, pictures, batch.ids, batch.supervised)
         # Summed over tokens, divided once: accumulating gives the gradient of the joined batch.
         loss = cross_entropy(logits.float(), batch.targets, reduction="sum") / tokens
         if not mine:  # fewer rows than processes: this one only keeps step with the others
@@ -320,10 +346,16 @@ class Loop:
         scaler = self.accelerator.scaler  # of fp16: it leaves out a step that overflows, and halves the scale
         if scaler is not None:
             scaler.unscale_(self.optimizer.optimizer)
-        norms = self.log.norms(self.model)
-        norm = torch.nn.utils.clip_grad_norm_(list(trained(self.model).values()), self.settings.clip)
+        if self.shards is not None:
+            norms = self.shards.norms(self.processes.sum)
+            norm = math.hypot(*norms.values())
+            self.shards.clip(norm, self.settings.clip)
+        else:
+            norms = self.log.norms(self.model)
+            parameters = list(trained(self.model).values())
+            norm = torch.nn.utils.clip_grad_norm_(parameters, self.settings.clip).item()
         if scaler is None:
-            self._check("gradient", norm.item(), names)
+            self._check("gradient", norm, names)
         self.optimizer.step()
         self.optimizer.zero_grad()
         progress.step += 1
@@ -339,7 +371,8 @@ class Loop:
         self.model.eval()
         if self.validate is not None:
             # Processes may differ in the last bits; what they decide by these figures must be the same.
-            measured = self.processes.agreed(self.validate())
+            with self.shards.readable() if self.shards else nullcontext():
+                measured = self.processes.agreed(self.validate())
             entry.update({f"validation_{key}": value for key, value in measured.items()})
         value = entry.get("validation_loss", entry["loss"])
         if not math.isfinite(value):
@@ -349,8 +382,9 @@ class Loop:
             )
         if progress.best_loss is None or value < progress.best_loss:
             progress.best_loss, progress.best_epoch, progress.bad_epochs = value, progress.epoch, 0
+            best = all_whole(trained(self.model))
             if self.processes.first:
-                save_tensors(self.folder / BEST, dict(trained(self.model)))
+                save_tensors(self.folder / BEST, best)
         else:
             progress.bad_epochs += 1
         progress.history.append(entry)
@@ -371,15 +405,16 @@ class Loop:
         if self.accelerator.scaler is not None:
             progress.scaler = self.accelerator.scaler.state_dict()
         states = self.processes.random_states()
+        if self.processes.first or self.shards:
+            tensors = state_tensors(self.model, self.optimizer.optimizer, states)
         if self.processes.first:
-            self.checkpoints.save(self.model, self.optimizer.optimizer, progress, self.identity, states)
+            self.checkpoints.save(tensors, progress, self.identity)
         self.processes.wait()
         self.log.saved(progress.step, time.perf_counter() - began)
 
     def _load_parameters(self, tensors: dict[str, Tensor]) -> None:
-        with torch.no_grad():
-            for name, parameter in trained(self.model).items():
-                parameter.copy_(tensors[name])
+        for name, parameter in trained(self.model).items():
+            put(parameter, tensors[name])
 
 
 def _groups(model: LocalModel, settings: TrainSettings) -> list[dict[str, Any]]:

@@ -17,6 +17,7 @@ from torch import nn
 
 from fieldguide.errors import SettingsError
 from fieldguide.settings import TrainSettings
+from fieldguide.train.sharded import own_numbers
 
 if TYPE_CHECKING:
     from fieldguide.train.loop import Loop
@@ -74,8 +75,8 @@ def plan_memory(loop: Loop, settings: TrainSettings) -> MemoryPlan:
 
 def reckon(model: nn.Module, settings: TrainSettings) -> tuple[int, int]:
     """(bytes of the weights as they are held, bytes of gradients and optimizer states)"""
-    weights = sum(t.numel() * t.element_size() for t in (*model.parameters(), *model.buffers()))
-    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    weights = sum(own_numbers(t) * t.element_size() for t in (*model.parameters(), *model.buffers()))
+    trained = sum(own_numbers(p) for p in model.parameters() if p.requires_grad)
     return weights, trained * (STATES if settings.optimizer == "adamw" else STATES_8BIT)
 
 

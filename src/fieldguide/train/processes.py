@@ -26,15 +26,15 @@ class Processes:
     """The processes of this training, this one among them. With one process nothing is sent anywhere.
 
     Raises:
-        SettingsError: when each holds but a piece of every weight (FSDP, DeepSpeed): certificates,
-            checkpoints and validation read whole ones.
+        SettingsError: when accelerate itself would split weights: certificates, checkpoints and validation
+            read whole ones, which `train.sharded` gathers.
     """
 
     def __init__(self, accelerator: Accelerator) -> None:
         if (kind := accelerator.distributed_type) in SPLITTING:
             raise SettingsError(
-                f"{kind.value} splits every weight over the processes, and training here needs them whole",
-                "launch with recipes/accelerate/ddp.yaml or torchrun; train.quantise=nf4 saves memory",
+                f"{kind.value} splits every weight over the processes in a way that is not known here",
+                "launch with recipes/accelerate/fsdp2.yaml, or with torchrun and train.shard=true",
             )
         self.count = int(accelerator.num_processes)
         self.number = int(accelerator.process_index)
