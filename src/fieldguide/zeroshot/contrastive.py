@@ -1,8 +1,8 @@
 """CLIP and SigLIP: pictures and texts in one space; the label whose texts lie nearest is the answer.
 
 Each label's texts are all its names in all templates and, with notes, each field mark; their embeddings are
-averaged (Radford et al. 2021; field marks: Menon, Vondrick 2023). CLIP's scores are a softmax over the labels;
-SigLIP's are independent probabilities, which are divided by their sum.
+averaged (Radford et al. 2021; field marks: Menon, Vondrick 2023). CLIP's scores are a softmax over the
+labels; SigLIP's are independent probabilities, which are divided by their sum.
 """
 
 from __future__ import annotations

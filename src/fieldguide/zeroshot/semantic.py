@@ -1,7 +1,7 @@
 """The starter without training: what ImageNet's classes say, by the meaning of their names.
 
-The encoder was trained to tell 1,000 classes. A picture's likeliest classes are averaged, as embeddings of what
-their definitions say, and the labels whose names lie nearest are the answer (ConSE: Norouzi et al. 2014,
+The encoder was trained to tell 1,000 classes. A picture's likeliest classes are averaged, as embeddings of
+what their definitions say, and the labels whose names lie nearest are the answer (ConSE: Norouzi et al. 2014,
 "Zero-shot learning by convex combination of semantic embeddings"). It knows nothing of what ImageNet has not:
 chess pieces, digits.
 """

@@ -59,7 +59,7 @@ class VisionLanguageZeroShot(ZeroShot):
                     ids = self.model.label_tokens(spelling)
                     if (other := owner.get(tuple(ids), number)) != number:
                         raise DataError(
-                            f"{spelling!r} is a name of {self.labels[other]!r} and of {label!r} to this model",
+                            f"{spelling!r} is here a name of {self.labels[other]!r} and of {label!r}",
                             "rename one of them",
                         )
                     if tuple(ids) not in owner:
