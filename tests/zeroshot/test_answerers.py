@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from PIL import Image
 from typer.testing import CliRunner
 
 from fieldguide.cli import app
@@ -74,6 +75,10 @@ def test_pictures_are_named_and_asked_about_from_the_command_line(photos: Path, 
     assert {row["label"] for row in rows} <= {"cat", "dog"}
     answer = json.loads(run("ask", folder, str(photos / "cat" / "0.png"), "--labels", "cat,dog", "--json"))
     assert answer["label"] == rows[0]["label"]
+    drawing = tmp_path / "heat.png"
+    picture = str(photos / "cat" / "0.png")
+    run("ask", folder, picture, "--labels", "cat,dog", "--heat", str(drawing))
+    assert Image.open(drawing).size == Image.open(picture).size
     said = run("ask", "nowhere.guide", str(photos / "cat" / "0.png"), code=2)
     assert "to ask a model, give --labels" in said
     assert "pictures are missing" in run("classify", folder, "-o", str(table), code=2)

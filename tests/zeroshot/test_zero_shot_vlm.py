@@ -16,6 +16,7 @@ from fieldguide.model.opening import open_model
 from fieldguide.records import Note
 from fieldguide.settings import TrainSettings, ZeroShotSettings
 from fieldguide.testing.hub import save_tiny
+from fieldguide.zeroshot.base import blank_pictures
 from fieldguide.zeroshot.names import LabelNames
 from fieldguide.zeroshot.vlm import VisionLanguageZeroShot
 
@@ -72,7 +73,7 @@ def test_the_order_of_the_labels_changes_nothing(tmp_path: Path, pictures: list[
 
 def test_the_prior_is_what_blank_pictures_get(tmp_path: Path, pictures: list[Path]) -> None:
     plain, fair = asked(tmp_path, prior=False), asked(tmp_path)
-    blank = np.exp(plain.log_scores(plain.blank())).mean(0)
+    blank = np.exp(plain.log_scores(plain.of_images(blank_pictures()))).mean(0)
     read, _, _ = plain.read(pictures)
     wanted = np.exp(plain.log_scores(read)) / blank
     wanted /= wanted.sum(1, keepdims=True)

@@ -61,12 +61,26 @@ def ask_command(
     labels: Labels = None,
     asking: Asking = None,
     top_k: TopK = None,
+    heat: Annotated[
+        Path | None, typer.Option(metavar="PNG", help="Draw where in the picture the label comes from.")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the answer as JSON.")] = False,
 ) -> None:
     """Name one picture: its label, how likely that is, what else it could be, and why."""
     import json
 
-    answer = _answerer(guide, labels, asking).ask(image, question, top_k or 0)
+    answerer = _answerer(guide, labels, asking)
+    answer = answerer.ask(image, question, top_k or 0)
+    if heat is not None:
+        from fieldguide.answer.heat import save_drawing, where
+
+        if not hasattr(answerer, "label_scores"):
+            raise SettingsError(
+                f"{guide}: tells no scores to draw from", "--heat needs a model that runs here"
+            )
+        found = where(answerer, image)
+        save_drawing(heat, found.image, found.heat)
+        typer.echo(f"{heat}: {found.in_words()}", err=True)
     scores = [{"label": score.label, "probability": score.probability} for score in answer.scores]
     if as_json:
         best = {"label": answer.label, "probability": answer.probability}

@@ -37,16 +37,12 @@ class ZeroShot(ABC):
     # ---- what a kind of model brings
 
     @abstractmethod
-    def read(self, paths: Sequence[Path]) -> tuple[Any, list[int], dict[int, str]]:
-        """The readable pictures in the model's form, their places in `paths`, reasons for the others."""
+    def of_images(self, images: Sequence[Image.Image]) -> Any:
+        """Decoded pictures (RGB) in the model's form."""
 
     @abstractmethod
     def log_scores(self, pictures: Any) -> np.ndarray:
         """(B, R) log-probabilities of the labels, before the prior is taken off."""
-
-    @abstractmethod
-    def blank(self) -> Any:
-        """Pictures without content, in the model's form."""
 
     @abstractmethod
     def identity(self) -> Mapping[str, Any]:
@@ -55,6 +51,11 @@ class ZeroShot(ABC):
     @abstractmethod
     def cards(self) -> dict[str, dict[str, str]]:
         """A licence card for each model that it is made of, by role."""
+
+    def read(self, paths: Sequence[Path]) -> tuple[Any, list[int], dict[int, str]]:
+        """The readable pictures in the model's form, their places in `paths`, reasons for the others."""
+        images, places, errors = read_images(paths)
+        return self.of_images(images), places, errors
 
     def say(self, pictures: Any, question: str) -> str:
         """Its own words on one picture; "" where it has none."""
@@ -75,12 +76,17 @@ class ZeroShot(ABC):
         """
         if not self.settings.prior:
             return np.zeros(len(self.labels))
-        scores = self.log_scores(self.blank())
+        scores = self.log_scores(self.of_images(blank_pictures()))
         return np.asarray(np.logaddexp.reduce(scores, axis=0) - np.log(len(scores)))
 
     def log_probabilities(self, pictures: Any) -> np.ndarray:
         """(B, R) log-probabilities of the labels, which sum to 1, without the prior."""
         return normalised(self.log_scores(pictures) - self.log_prior)
+
+    def label_scores(self, images: Sequence[Image.Image], labels: Sequence[str]) -> np.ndarray:
+        """(B, len(labels)) log-probabilities of some labels among each other, for decoded pictures."""
+        columns = [self.labels.index(label) for label in labels]
+        return normalised(self.log_probabilities(self.of_images(images))[:, columns])
 
     def classify(self, pictures: Sequence[Path | str], top_k: int = 0) -> list[Answer]:
         """Name many pictures; one that cannot be read is an Answer with `error`.

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 import transformers
+from PIL import Image
 from torch import Tensor
 from transformers.utils.logging import disable_progress_bar
 
@@ -22,7 +23,7 @@ from fieldguide.errors import GuideError
 from fieldguide.model.opening import licence_of, weights_sha256
 from fieldguide.model.tuning import here
 from fieldguide.settings import ZeroShotSettings
-from fieldguide.zeroshot.base import ZeroShot, blank_pictures, normalised, read_images
+from fieldguide.zeroshot.base import ZeroShot, normalised
 from fieldguide.zeroshot.names import LabelNames
 
 MODEL_TYPES = ("clip", "siglip", "siglip2", "chinese_clip", "align", "altclip")
@@ -83,11 +84,7 @@ class ContrastiveZeroShot(ZeroShot):
             found.append(_unit(self.network.get_text_features(**tokens)))
         return torch.cat(found)
 
-    def read(self, paths: Sequence[Path]) -> tuple[Tensor, list[int], dict[int, str]]:
-        images, places, errors = read_images(paths)
-        return self._pixels(images), places, errors
-
-    def _pixels(self, images: Sequence[Any]) -> Tensor:
+    def of_images(self, images: Sequence[Image.Image]) -> Tensor:
         # One by one: no picture's pixels depend on its batch mates.
         made = [self.processor.image_processor(images=image, return_tensors="pt") for image in images]
         return torch.cat([one["pixel_values"] for one in made]) if made else torch.zeros(0)
@@ -103,9 +100,6 @@ class ContrastiveZeroShot(ZeroShot):
                 logits = torch.nn.functional.logsigmoid(logits + self.network.logit_bias)
             rows.append(logits.double().cpu().numpy())
         return normalised(np.concatenate(rows))
-
-    def blank(self) -> Tensor:
-        return self._pixels(blank_pictures())
 
     def identity(self) -> Mapping[str, Any]:
         return {"weights": weights_sha256(self.model_folder)}

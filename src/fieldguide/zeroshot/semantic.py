@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from PIL import Image
 from safetensors import safe_open
 
 from fieldguide.model.sentences import SentenceEncoder, load_sentences
@@ -22,7 +23,7 @@ from fieldguide.model.vision import VisionEncoder, load_encoder
 from fieldguide.model.weights import licence_card
 from fieldguide.settings import ZeroShotSettings
 from fieldguide.train.features import embed_pictures
-from fieldguide.zeroshot.base import ZeroShot, blank_pictures, normalised
+from fieldguide.zeroshot.base import ZeroShot, normalised
 from fieldguide.zeroshot.names import LabelNames
 
 CLASSES = 10  # likeliest ones that are averaged
@@ -89,8 +90,9 @@ class SemanticStarter(ZeroShot):
         meant /= np.linalg.norm(meant, axis=1, keepdims=True)
         return normalised(SHARPNESS * meant @ self.meanings.T)
 
-    def blank(self) -> np.ndarray:
-        return self.encoder.encode(np.stack([self.encoder.prepare(image) for image in blank_pictures()]))[1]
+    def of_images(self, images: Sequence[Image.Image]) -> np.ndarray:
+        prepared = [self.encoder.prepare(image) for image in images]
+        return self.encoder.encode(np.stack(prepared) if prepared else np.zeros((0, 1, 1, 3), np.uint8))[1]
 
     def identity(self) -> Mapping[str, Any]:
         return {

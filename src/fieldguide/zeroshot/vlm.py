@@ -10,11 +10,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from PIL import Image
 
 from fieldguide.answer.choose import score_all
 from fieldguide.answer.generate import say
@@ -24,7 +24,7 @@ from fieldguide.model.hub import HubModel, HubPictures
 from fieldguide.model.kinds import Opened
 from fieldguide.model.opening import card_of
 from fieldguide.settings import ZeroShotSettings
-from fieldguide.zeroshot.base import ZeroShot, blank_pictures, read_images
+from fieldguide.zeroshot.base import ZeroShot
 from fieldguide.zeroshot.names import LabelNames
 
 
@@ -67,9 +67,8 @@ class VisionLanguageZeroShot(ZeroShot):
                         tokens[f"{number} {spelling}"] = ids
         return LabelTrie(tokens), torch.tensor(list(owner.values()))
 
-    def read(self, paths: Sequence[Path]) -> tuple[HubPictures, list[int], dict[int, str]]:
-        images, places, errors = read_images(paths)
-        return HubPictures(tuple(self.model.prepare([image]) for image in images)), places, errors
+    def of_images(self, images: Sequence[Image.Image]) -> HubPictures:
+        return HubPictures(tuple(self.model.prepare([image]) for image in images))
 
     def log_scores(self, pictures: HubPictures) -> np.ndarray:
         trie, owner = self.spellings
@@ -86,9 +85,6 @@ class VisionLanguageZeroShot(ZeroShot):
     def _prefix(self) -> Any:
         with torch.no_grad():
             return self.model.read_prefix(self.question)
-
-    def blank(self) -> HubPictures:
-        return HubPictures(tuple(self.model.prepare([image]) for image in blank_pictures()))
 
     def say(self, pictures: HubPictures, question: str) -> str:
         parts = (self.settings.system.strip(), question)
