@@ -14,6 +14,7 @@ demo: $(VENV)/installed
 
 test: $(VENV)/installed-dev
 	$(BIN)/fieldguide models get starter
+	$(BIN)/fieldguide models get starter-text
 	$(BIN)/python -m pytest
 
 lint: $(VENV)/installed-dev

@@ -29,6 +29,7 @@ MAY_IMPORT = {
     "remote": GROUND,
     "doctor": (*GROUND, "model"),
     "guide": (*GROUND, "data", "model", "jobs", "train", "answer", "report"),
+    "zeroshot": (*GROUND, "data", "model", "train", "answer", "remote", "guide"),
     "writing": (*GROUND, "data", "guide"),
     "tune": (*GROUND, "data", "model", "jobs", "train", "answer", "guide", "writing"),
     "merging": (*GROUND, "data", "model", "train", "guide", "tune"),
@@ -42,7 +43,7 @@ MAY_IMPORT = {
 HEAVY = ("torch", "torchvision", "transformers", "peft", "accelerate", "timm", "sklearn", "scipy", "cleanlab",
          "polars", "pyarrow", "PIL", "pillow_heif", "matplotlib", "onnxruntime", "numpy")  # fmt: skip
 PICKLES = {"pickle", "joblib", "dill", "cloudpickle", "shelve", "marshal"}
-TORCH_PLACES = ("model", "train", "answer", "testing")
+TORCH_PLACES = ("model", "train", "answer", "zeroshot", "testing")
 TORCH_IN_FUNCTIONS = ("guide", "tune", "merging", "training")  # they hand arrays to the model as tensors
 TORCH = ("torch", "torchvision", "transformers", "peft", "accelerate", "timm")
 

@@ -23,6 +23,9 @@ from fieldguide.records import Answer, LabelScore, Note
 from fieldguide.settings import AnswerSettings, Recipe
 
 if TYPE_CHECKING:
+    import numpy as np
+    from PIL.Image import Image
+
     from fieldguide.answer.trie import LabelTrie
     from fieldguide.model.local import LocalModel, Pictures
     from fieldguide.model.vision import VisionEncoder
@@ -207,6 +210,38 @@ class Guide:
         from fieldguide.answer.generate import say
 
         return say(self.model, self.model.start(question, pictures), 0, self.answer_settings.max_new_tokens)
+
+    def label_scores(self, images: Sequence[Image], labels: Sequence[str]) -> np.ndarray:
+        """(B, len(labels)) log-probabilities of some labels among each other, for decoded pictures (RGB)."""
+        from fieldguide.answer.choose import choose_all
+        from fieldguide.answer.trie import LabelTrie
+
+        trie, size = LabelTrie.of(self.model, labels), self.answer_settings.batch_size
+        pictures, found = self._of_images(images), []
+        for start in range(0, len(images), size):
+            part = pictures.rows(slice(start, start + size))
+            question, temperature = self.answer_settings.question, self.temperature
+            found.append(choose_all(self.model, question, part, trie, temperature=temperature).numpy())
+        import numpy as np
+
+        return np.concatenate(found)
+
+    def _of_images(self, images: Sequence[Image]) -> Pictures:
+        """Decoded pictures in the model's form; nothing of them is kept."""
+        if self.tuned:
+            from fieldguide.model.hub import HubModel, HubPictures
+
+            model: Any = self.model
+            assert isinstance(model, HubModel)
+            return HubPictures(tuple(model.prepare([image]) for image in images))
+        import numpy as np
+        import torch
+
+        from fieldguide.model.projector import PictureFeatures
+
+        grid, pooled = self.encoder.encode(np.stack([self.encoder.prepare(image) for image in images]))
+        device = self.model.device
+        return PictureFeatures(torch.from_numpy(grid).to(device), torch.from_numpy(pooled).to(device))
 
     def _check_length(self, label: str, turn: str, visual: int) -> None:
         prompt, settings = self.model.prompt, self.answer_settings

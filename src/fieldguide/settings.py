@@ -202,6 +202,39 @@ class AnswerSettings:
 
 
 @dataclass(frozen=True)
+class ZeroShotSettings:
+    """How a model that was never taught the labels is asked for them."""
+
+    question: str = "What is in this picture? Answer with its name only."
+    system: str = ""  # stands before every question
+    templates: tuple[str, ...] = (  # of contrastive models; {} is a name
+        "a photo of a {}.",
+        "a picture of a {}.",
+        "a close-up of a {}.",
+        "a drawing of a {}.",
+        "{}",
+    )
+    marks: bool = True  # contrastive models: also a prompt for each field mark of the notes
+    prior: bool = True  # take off what each label gets for a blank picture
+    batch_size: int = 8  # pictures at once
+    max_new_tokens: int = 96  # of an answer in words
+
+    def faults(self) -> list[str]:
+        found = [f"template {t!r} has no {{}} for the name" for t in self.templates if t.count("{}") != 1]
+        if not self.templates:
+            found.append("templates must not be empty")
+        for name in ("batch_size", "max_new_tokens"):
+            if getattr(self, name) < 1:
+                found.append(f"{name}={getattr(self, name)} must be at least 1")
+        if not self.question.strip():
+            found.append("question must not be empty")
+        return found
+
+    def to_dict(self) -> dict[str, Any]:
+        return dataclasses.asdict(self)
+
+
+@dataclass(frozen=True)
 class Recipe:
     """The settings of all stages. TOML tables of the same names override single values."""
 

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from fieldguide.cli.group import (
     EVERYDAY,
-    GuideFolder,
+    Asking,
+    Labels,
     Overrides,
     RecipeFile,
     TopK,
     app,
 )
+from fieldguide.errors import SettingsError
 
 
 @app.command("build", rich_help_panel=EVERYDAY)
@@ -47,20 +50,37 @@ def build_command(
 
 @app.command("ask", rich_help_panel=EVERYDAY)
 def ask_command(
-    guide: GuideFolder,
+    guide: Annotated[
+        str,
+        typer.Argument(metavar="GUIDE", help="A guide folder; with --labels a model.", show_default=False),
+    ],
     image: Annotated[Path, typer.Argument(metavar="IMAGE", help="A picture.", show_default=False)],
     question: Annotated[
         str, typer.Argument(metavar="QUESTION", help="About the picture; how one can tell, if not given.")
     ] = "",
+    labels: Labels = None,
+    asking: Asking = None,
     top_k: TopK = None,
+    heat: Annotated[
+        Path | None, typer.Option(metavar="PNG", help="Draw where in the picture the label comes from.")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the answer as JSON.")] = False,
 ) -> None:
     """Name one picture: its label, how likely that is, what else it could be, and why."""
     import json
 
-    from fieldguide.guide import load_guide
+    answerer = _answerer(guide, labels, asking)
+    answer = answerer.ask(image, question, top_k or 0)
+    if heat is not None:
+        from fieldguide.answer.heat import save_drawing, where
 
-    answer = load_guide(guide).ask(image, question, top_k or 0)
+        if not hasattr(answerer, "label_scores"):
+            raise SettingsError(
+                f"{guide}: tells no scores to draw from", "--heat needs a model that runs here"
+            )
+        found = where(answerer, image)
+        save_drawing(heat, found.image, found.heat)
+        typer.echo(f"{heat}: {found.in_words()}", err=True)
     scores = [{"label": score.label, "probability": score.probability} for score in answer.scores]
     if as_json:
         best = {"label": answer.label, "probability": answer.probability}
@@ -79,15 +99,24 @@ def ask_command(
 
 @app.command("classify", rich_help_panel=EVERYDAY)
 def classify_command(
-    guide: GuideFolder,
     photos: Annotated[
-        list[Path],
-        typer.Argument(metavar="PHOTOS", help="Pictures, and folders of them.", show_default=False),
+        list[str],
+        typer.Argument(
+            metavar="[GUIDE] PHOTOS...",
+            help="A guide folder, unless --model is given; pictures, and folders of them.",
+            show_default=False,
+        ),
     ],
     out: Annotated[
         Path,
         typer.Option("--out", "-o", metavar="TABLE", help="A .csv, .jsonl or .parquet.", show_default=False),
     ],
+    model: Annotated[
+        str | None,
+        typer.Option(metavar="MODEL", help="starter, a folder, OWNER/NAME, ollama:NAME, openai:NAME."),
+    ] = None,
+    labels: Labels = None,
+    asking: Asking = None,
     top_k: TopK = None,
     batch_size: Annotated[
         int | None, typer.Option(min=1, help="Pictures at once; the guide's own number if not given.")
@@ -95,15 +124,37 @@ def classify_command(
 ) -> None:
     """Name thousands of pictures, one row each. Run again to go on after a stop."""
     from fieldguide.answer.classify import classify_pictures
-    from fieldguide.guide import load_guide
+    from fieldguide.settings import AnswerSettings
 
-    loaded = load_guide(guide)
-    usual = loaded.answer_settings
+    if model is None and len(photos) < 2:
+        raise SettingsError(
+            f"{photos[0]}: pictures are missing, or a guide", "fieldguide classify GUIDE PHOTOS -o TABLE"
+        )
+    named, pictures = (photos[0], photos[1:]) if model is None else (model, photos)
+    answerer = _answerer(named, labels, asking)
+    usual = getattr(answerer, "answer_settings", AnswerSettings())
     classify_pictures(
-        loaded,
-        photos,
+        answerer,
+        [Path(picture) for picture in pictures],
         out,
         top_k=top_k or usual.top_k,
         batch_size=batch_size or usual.batch_size,
         announce=typer.echo,
     )
+
+
+def _answerer(model: str, labels: str | None, asking: Path | None) -> Any:
+    """A guide, or a model with the labels it is to choose among."""
+    from fieldguide.guide import load_guide
+    from fieldguide.zeroshot.names import read_labels
+    from fieldguide.zeroshot.opening import is_guide, is_server, load_asking_settings, open_answerer
+
+    if labels is None and asking is None and not is_server(model):
+        if not Path(model).expanduser().exists():
+            raise SettingsError(f"{model}: no guide there", "to ask a model, give --labels a,b,c")
+        return load_guide(Path(model).expanduser())
+    if is_guide(model):
+        raise SettingsError(f"{model}: a guide has its own labels", "leave --labels and --asking out")
+    names = read_labels(labels) if labels is not None else None
+    # What opening says goes to standard error: `ask --json` prints nothing but JSON.
+    return open_answerer(model, names, load_asking_settings(asking), partial(typer.echo, err=True))

@@ -30,6 +30,13 @@ ORDER = (
 DatasetFolder = Annotated[Path, typer.Argument(metavar="DATASET", help="A data set.", show_default=False)]
 GuideFolder = Annotated[Path, typer.Argument(metavar="GUIDE", help="A guide folder.", show_default=False)]
 TopK = Annotated[int | None, typer.Option(min=1, help="Labels listed; the guide's own number if not given.")]
+Labels = Annotated[
+    str | None,
+    typer.Option(metavar="LABELS", help="a,b,c, a .txt of one a line, or a table of notes."),
+]
+Asking = Annotated[
+    Path | None, typer.Option("--asking", metavar="TOML", help="How models that are no guides are asked.")
+]
 RecipeFile = Annotated[Path | None, typer.Option("--recipe", "-r", metavar="TOML", help="A recipe file.")]
 Overrides = Annotated[
     list[str] | None,

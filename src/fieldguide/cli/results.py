@@ -7,20 +7,27 @@ from typing import Annotated, Any
 
 import typer
 
-from fieldguide.cli.group import (
-    STAGES,
-    GuideFolder,
-    app,
-)
+from fieldguide.cli.group import STAGES, Asking, GuideFolder, Labels, app
 
 
 @app.command("evaluate", rich_help_panel=STAGES)
 def evaluate_command(
-    guide: GuideFolder,
+    guide: Annotated[
+        Path,
+        typer.Argument(
+            metavar="GUIDE", help="A guide folder; with --model a data set will do.", show_default=False
+        ),
+    ],
     dataset: Annotated[
         Path | None,
         typer.Argument(metavar="DATASET", help="A data set, else the guide's own.", show_default=False),
     ] = None,
+    models: Annotated[
+        list[str] | None,
+        typer.Option("--model", metavar="MODEL", help="Another model on the same pictures; may be repeated."),
+    ] = None,
+    labels: Labels = None,
+    asking: Asking = None,
     split: Annotated[str, typer.Option(metavar="SPLIT", help="test, val, train or all.")] = "test",
     out: Annotated[
         Path | None, typer.Option("--out", "-o", metavar="FOLDER", help="The report, else GUIDE/report.")
@@ -34,6 +41,10 @@ def evaluate_command(
     from fieldguide.guide import load_guide
     from fieldguide.report.wording import percent, verdict
 
+    if models:
+        guides, folder = ([], guide) if dataset is None else ([str(guide)], dataset)
+        _evaluate_models([*guides, *models], folder, labels, asking, split, out, force)
+        return
     wanted = load_guide(guide)
     folder = dataset or guide / DATASET_FOLDER
     if dataset is None and not folder.is_dir():
@@ -50,6 +61,45 @@ def evaluate_command(
     if metrics.unanswered:
         typer.echo(f"{metrics.unanswered} pictures got no answer and count as wrong")
     typer.echo(verdict(found))
+    typer.echo(f"report: {found.folder}/index.html")
+
+
+def _evaluate_models(
+    models: list[str],
+    folder: Path,
+    labels: str | None,
+    asking: Path | None,
+    split: str,
+    out: Path | None,
+    force: bool,
+) -> None:
+    """Models on one data set: a report for one, a table for several."""
+    from functools import partial
+
+    from fieldguide.data.dataset import load_dataset
+    from fieldguide.report.compare import compare
+    from fieldguide.report.evaluate import evaluate_guide
+    from fieldguide.report.wording import percent
+    from fieldguide.zeroshot.names import LabelNames, read_labels
+    from fieldguide.zeroshot.opening import load_asking_settings, open_answerer
+
+    dataset, settings = load_dataset(folder), load_asking_settings(asking)
+    known = dataset.notes_of(dataset.labels)
+    names = LabelNames(dataset.labels, known) if labels is None else read_labels(labels, [*known.values()])
+    opened = [partial(open_answerer, model, names, settings, typer.echo) for model in models]
+    if len(opened) > 1:
+        where = out or Path("compared")
+        compare(opened, dataset, where, split=split, force=force, announce=typer.echo)
+        typer.echo(f"table: {where}/index.html")
+        return
+    found = evaluate_guide(opened[0](), dataset, None, out, split=split, force=force)
+    metrics, interval = found.metrics, found.metrics.accuracy_interval
+    typer.echo(
+        f"accuracy {percent(metrics.accuracy)} ({percent(interval.low)} to {percent(interval.high)}) on "
+        f"{metrics.count} {split} pictures, macro F1 {percent(metrics.macro.f1)}"
+    )
+    if metrics.unanswered:
+        typer.echo(f"{metrics.unanswered} pictures got no answer and count as wrong")
     typer.echo(f"report: {found.folder}/index.html")
 
 

@@ -155,6 +155,7 @@ def _schema() -> Any:
             ("text", text),
             ("error", text),
             ("source", text),
+            ("off_list", pa.bool_()),
         ]
     )
 
@@ -219,6 +220,7 @@ def _prediction(example: Example, answer: Answer, path: Path) -> Prediction:
         text=answer.text,
         error=answer.error,
         source=example.source,
+        off_list=answer.off_list,
     )
 
 

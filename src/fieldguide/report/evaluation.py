@@ -28,6 +28,7 @@ class Prediction:
     text: str  # the sentence that says why, if one was asked for
     error: str  # why there is no answer
     source: str
+    off_list: bool = False  # answered with none of the labels, or with several
 
     @property
     def right(self) -> bool:
@@ -48,6 +49,7 @@ class Prediction:
             "text": self.text,
             "error": self.error,
             "source": self.source,
+            "off_list": self.off_list,
         }
 
 
