@@ -70,7 +70,7 @@ def build(
         dataset = _dataset(photos, out, Path(notes) if notes else None, recipe, announce)
         announce(plan(dataset, recipe))
         encoder = load_encoder(recipe.embed, announce)
-        resume = bool(checkpoints(out / "checkpoints"))
+        resume = any(checkpoints(out / "checkpoints" / stage) for stage in (".", "pretrain"))
         guide = train_guide(dataset, out, recipe, resume=resume, encoder=encoder, announce=announce)
     if not dataset.of("test"):
         announce("no test pictures: the guide could not be evaluated")

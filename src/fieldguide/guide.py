@@ -86,7 +86,11 @@ class Guide:
         if self.tuned:
             from fieldguide.model.towers import TowerEncoder
 
-            tower: Any = TowerEncoder(self.model, self.info["base_model"]["sha256"])
+            model: Any = self.model
+            family = model.family
+            learnt = any(family.part_of(name) == "vision" for name in self.info["projector"]["trained"])
+            own = learnt or self.recipe.train.vision_part != "frozen"
+            tower: Any = TowerEncoder(model, self.fingerprint if own else self.info["base_model"]["sha256"])
             return tower
         from fieldguide.model.vision import load_encoder
 
@@ -115,6 +119,11 @@ class Guide:
     def tuned(self) -> bool:
         """Whether it was made from a model of transformers, not from the starter."""
         return bool(self.info["base_model"].get("kind") == "hub")
+
+    @property
+    def _reads_pictures(self) -> bool:
+        model: Any = self.model
+        return bool(model.family.vision)
 
     @cached_property
     def trie(self) -> LabelTrie:
@@ -176,6 +185,8 @@ class Guide:
         from the language model, which goes on from that label with its notes before it. Without notes on the
         label and without a question there are no words: the model would make them up.
 
+        Of a guide that reads text only, the question alone is asked, or `picture` where there is none.
+
         Raises:
             PictureError: when the picture cannot be read.
             DataError: when the question is longer than the language model can read.
@@ -188,6 +199,11 @@ class Guide:
         from fieldguide.model.followup import follow_up
 
         settings = self.answer_settings
+        if self.tuned and not self._reads_pictures:
+            from fieldguide.model.hub import HubPictures, Prepared
+
+            said = question.strip() or str(picture)
+            return Answer("", text=self._free(HubPictures((Prepared(),)), said))
         asked = question.strip() or settings.why
         pictures, places, errors = self._pictures([Path(picture)])
         if errors:
@@ -209,6 +225,14 @@ class Guide:
         """What a guide without labels says of one picture."""
         from fieldguide.answer.generate import say
 
+        prompt, longest = self.model.prompt, self.answer_settings.max_new_tokens
+        visual = self.model.visual_tokens(pictures)[0]
+        used = len(prompt.before(question, visual > 0)) + visual + len(prompt.after(question, visual > 0))
+        if used + longest > self.model.context:
+            raise DataError(
+                f"question and picture have {used} tokens, of which {self.model.context - longest} fit",
+                "ask a shorter one",
+            )
         return say(self.model, self.model.start(question, pictures), 0, self.answer_settings.max_new_tokens)
 
     def label_scores(self, images: Sequence[Image], labels: Sequence[str]) -> np.ndarray:

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from fieldguide.data.dataset import Dataset
     from fieldguide.model.kinds import Opened
     from fieldguide.train.folder import Licence
+    from fieldguide.train.identity import MergeIdentity
     from fieldguide.train.merge import Certificate
     from fieldguide.train.probe import Probe
 
@@ -41,28 +42,13 @@ def merge_guide(
         MergeError: when the merged model would answer otherwise; the figures are in the message.
     """
     from fieldguide.model.tuned import full_tensors
-    from fieldguide.train.fingerprints import tensors_hash
-    from fieldguide.train.merge import MergeIdentity, merge
+    from fieldguide.train.merge import merge
 
     opened = base_of(guide, announce)
-    full = full_tensors(guide.folder)
-    adapter = {
-        name.partition("/")[2]: digest
-        for name, digest in guide.info["files"].items()
-        if name.startswith("adapter/")
-    }
-    base = guide.info["base_model"]
-    identity = MergeIdentity(
-        base=base["name"],
-        base_sha256=base["network_sha256"],
-        adapter=adapter,
-        full_sha256=tensors_hash(full),
-        quantised=bool(guide.recipe.train.quantise),
-        licences=licences_of(guide),
-    )
+    full, identity = full_tensors(guide.folder), identity_of(guide)
     certificate = merge(
         opened.model.network,
-        guide.folder / "adapter" if adapter else None,
+        guide.folder / "adapter" if identity.adapter else None,
         full,
         opened.model.processor or opened.model.tokenizer,
         probes(opened, guide, dataset),
@@ -73,6 +59,48 @@ def merge_guide(
     if module := certificate.needed_import:
         announce(
             f"transformers opens it after `import {module}`: its projector or encoder is not LLaVA's own"
+        )
+    return certificate
+
+
+def identity_of(guide: Guide) -> MergeIdentity:
+    """What belongs together, as the guide recorded it."""
+    from fieldguide.model.tuned import full_tensors
+    from fieldguide.train.fingerprints import tensors_hash
+    from fieldguide.train.identity import MergeIdentity
+
+    files, base = guide.info["files"], guide.info["base_model"]
+    return MergeIdentity(
+        base=base["name"],
+        base_sha256=base["network_sha256"],
+        adapter={n.partition("/")[2]: digest for n, digest in files.items() if n.startswith("adapter/")},
+        full_sha256=tensors_hash(full_tensors(guide.folder)),
+        quantised=bool(guide.recipe.train.quantise),
+        licences=licences_of(guide),
+    )
+
+
+def check_merged_from(guide: Guide, merged: Path) -> dict[str, Any]:
+    """The certificate of a merged folder that is whole, and was merged from this guide.
+
+    Raises:
+        MergeError: when it is not.
+    """
+    from fieldguide.errors import MergeError
+    from fieldguide.train.export import check_merged
+
+    certificate, identity = check_merged(merged), identity_of(guide)
+    parts = {
+        "base_sha256": identity.base_sha256,
+        "adapter": dict(identity.adapter),
+        "full_sha256": identity.full_sha256,
+    }
+    other = [name for name, value in parts.items() if certificate.get(name) != value]
+    if other:
+        raise MergeError(
+            f"{merged}: was merged from another guide than {guide.folder} (its certificate has another "
+            f"{', '.join(other)})",
+            f"fieldguide merge {guide.folder} --out FOLDER",
         )
     return certificate
 
@@ -173,13 +201,15 @@ def export_guide(
         dataset: rows to prove a merge on, where `merged` is not given.
         merged: what `merge_guide` wrote.
         repo_id, push: of the hub; without `push` the folder is written and shown, and nothing sent.
-        base: what Ollama calls the base model.
+        base: what Ollama calls the base model; of no use where `merged` is given.
 
     Raises:
         GuideError, MergeError, DataError: when it cannot be done as it was trained; the message says why.
     """
+    if merged is not None:
+        check_merged_from(guide, merged)
     if to == "ollama":
-        _export_ollama(guide, Path(out), base, announce)
+        _export_ollama(guide, Path(out), base, merged, announce)
         return
     if to == "transformers" and merged is None:
         _merge(guide, Path(out), dataset, announce)
@@ -221,18 +251,22 @@ def _merge(guide: Guide, out: Path, dataset: Dataset | None, announce: Callable[
     merge_guide(guide, out, dataset, announce=announce)
 
 
-def _export_ollama(guide: Guide, out: Path, base: str, announce: Callable[[str], None]) -> None:
+def _export_ollama(
+    guide: Guide, out: Path, base: str, merged: Path | None, announce: Callable[[str], None]
+) -> None:
+    """An adapter beside its base; or the merged folder, which Ollama reads itself."""
     from fieldguide.model.tuned import full_tensors
     from fieldguide.train.ollama import export_ollama
 
     opened = base_of(guide, announce)
     adapter = guide.folder / "adapter"
+    beside = adapter.is_dir() and merged is None
     made = export_ollama(
         out,
         opened.model.bare.config,
         opened.model.tokenizer,
-        base=base,
-        adapter_folder=adapter if adapter.is_dir() else None,
+        base=base if merged is None else str(merged.resolve()),
+        adapter_folder=adapter if beside else None,
         licences=licences_of(guide),
         quantised=bool(guide.recipe.train.quantise),
         full=bool(full_tensors(guide.folder)),

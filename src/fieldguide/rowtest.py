@@ -97,11 +97,14 @@ def _see(
 ) -> tuple[Part, list[Row]]:
     """The examples of a split that the guide can be measured on, and their rows."""
     from fieldguide.train.part import see, teaches, told_rows
+    from fieldguide.train.rows import check_lengths
 
     learn = str(guide.info["training"]["learns"])
     chosen = [e for e in dataset.examples if split in (e.split, "all") and teaches(e, learn, ())]
     part = see(model, dataset, chosen, None, announce, f"seeing {split} pictures")
-    return part, told_rows(model.prompt, part, learn)
+    rows = told_rows(model.prompt, part, learn)
+    check_lengths(rows, len(model.prompt.before(guide.answer_settings.question)), 0, model.context)
+    return part, rows
 
 
 def _write_report(found: WordsEvaluation, folder: Path) -> None:

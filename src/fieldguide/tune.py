@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fieldguide.data.dataset import Dataset
-from fieldguide.errors import DataError, GuideError
+from fieldguide.errors import DataError
+from fieldguide.files import fingerprint
 from fieldguide.guide import Guide, check_free, load_guide
 from fieldguide.records import Note
 from fieldguide.settings import Recipe
@@ -73,17 +74,16 @@ def tune_guide(
     check_free(out)
     announce = announce if first_process() else _nothing
     tuning = _open(dataset, recipe, announce)
-    if settings.vision and tuning.learn == "labels":
+    if settings.vision and tuning.learn == "labels" and not settings.start_from:
         begun = resume and any(checkpoints(out / "checkpoints" / stage) for stage in (".", "pretrain"))
         _warm_start(tuning, out / "checkpoints" / "warm-start.safetensors", begun, announce)
-    _start_from(tuning)
     if settings.pretrain_epochs:
         first = _first_stage(recipe)
         tuning.model.network = prepare_parts(
             tuning.model.network, tuning.model.family, first.train, settings.model
         )
         before, stage = out / "checkpoints" / "pretrain", _first_tuning(tuning, first)
-        _run(stage, before, bool(checkpoints(before)), announce)
+        _run(stage, before, resume and bool(checkpoints(before)), announce)
         tuning.opened = stage.opened
         tuning.model.network.requires_grad_(False)
     _attach(tuning)
@@ -106,6 +106,8 @@ def _open(dataset: Dataset, recipe: Recipe, announce: Callable[[str], None]) -> 
     import torch
 
     from fieldguide.model.opening import open_model
+    from fieldguide.train.begin import begin_from
+    from fieldguide.train.fingerprints import tensors_hash
     from fieldguide.train.part import see, teaches, what_to_learn
     from fieldguide.train.pictures import TowerStore
 
@@ -116,8 +118,14 @@ def _open(dataset: Dataset, recipe: Recipe, announce: Callable[[str], None]) -> 
     for line in opened.said:
         announce(line)
     store, family = None, opened.model.family
+    kept: set[str] = set()
+    if recipe.train.start_from:
+        other = load_guide(recipe.train.start_from)
+        kept = begin_from(opened, recipe.train, other.folder, other.info)
     if family.caches and recipe.train.vision_part == "frozen":
-        store = TowerStore(opened.model, opened.sha256)
+        begun = {n: p for n, p in opened.model.bare.named_parameters() if n in kept}
+        tower = {name: p for name, p in begun.items() if family.part_of(name) == "vision"}
+        store = TowerStore(opened.model, opened.sha256 + tensors_hash(tower))
     elif family.vision:
         why = f"{family.name} does not allow it" if not family.caches else "it is trained"
         announce(f"the vision tower runs at every step: its output cannot be stored, since {why}")
@@ -135,7 +143,7 @@ def _open(dataset: Dataset, recipe: Recipe, announce: Callable[[str], None]) -> 
     )
     if not train.examples:
         raise DataError(f"{dataset.folder}: no training example can be read", "import again")
-    return Tuning(recipe, dataset, learn, labels, dataset.notes_of(labels), opened, store, train, val, set())
+    return Tuning(recipe, dataset, learn, labels, dataset.notes_of(labels), opened, store, train, val, kept)
 
 
 def _first_stage(recipe: Recipe) -> Recipe:
@@ -213,30 +221,16 @@ def _attach(tuning: Tuning) -> None:
         put_adapter(model.network, Path(settings.start_from))
 
 
-def _start_from(tuning: Tuning) -> None:
-    """Begin with what another guide has learnt: its tensors now, its adapter when there is one here."""
-    from fieldguide.model.tuned import put_tensors
-
-    settings = tuning.recipe.train
-    if not settings.start_from:
-        return
-    other = load_guide(settings.start_from)
-    base = other.info["base_model"]
-    if base["sha256"] != tuning.opened.sha256:
-        raise GuideError(
-            f"{settings.start_from}: was trained on another model ({base['name']})",
-            "start from a guide of this one",
-        )
-    if (other.folder / "adapter").is_dir() and settings.language_part != "lora":
-        raise GuideError(
-            f"{settings.start_from}: has an adapter, which a language part set to {settings.language_part!r} "
-            "cannot go on from",
-            "fieldguide merge it first, and name the merged folder as train.model",
-        )
-    tuning.kept |= put_tensors(tuning.model.network, other.folder)
-
-
 # ---- training
+
+
+def _with_pictures(part: Part, announce: Callable[[str], None]) -> Part:
+    """The examples with pictures: a row of words only teaches nothing but the language part."""
+    shown = [i for i, visual in enumerate(part.visual) if visual]
+    if len(shown) < len(part.visual):
+        count = len(part.visual) - len(shown)
+        announce(f"left out: {count} rows without a picture, which teach only a language part that trains")
+    return part.only(shown)
 
 
 def _rows_maker(tuning: Tuning, part: Part) -> Callable[[int], list[Row]]:
@@ -249,12 +243,22 @@ def _run(tuning: Tuning, folder: Path, resume: bool, announce: Callable[[str], N
     from fieldguide.model.tuning import make_optimizer
     from fieldguide.train.loop import Loop
     from fieldguide.train.memory import plan_memory
+    from fieldguide.train.part import different_epochs
     from fieldguide.train.rows import check_lengths
 
     settings, model, recipe = tuning.recipe.train, tuning.model, tuning.recipe
+    if settings.language_part == "frozen":
+        tuning.train, tuning.val = (_with_pictures(part, announce) for part in (tuning.train, tuning.val))
+        if not tuning.train.examples:
+            raise DataError(
+                f"{tuning.dataset.folder}: no training example has a picture, without which only a language "
+                "part could learn",
+                "set train.language_part=lora",
+            )
     rows_of = _rows_maker(tuning, tuning.train)
     before = len(model.prompt.before(recipe.answer.question))
-    for epoch in range(min(3, settings.epochs)):
+    check_lengths(_rows_maker(tuning, tuning.val)(0), before, 0, model.context)
+    for epoch in range(different_epochs(tuning.train.examples, tuning.learn, settings.epochs)):
         check_lengths(rows_of(epoch), before, 0, model.context)
     loop = Loop(
         model,
@@ -284,7 +288,8 @@ def _identity(tuning: Tuning) -> dict[str, Any]:
         "questions": asdict(tuning.recipe.answer),
         "prompt": tuning.model.prompt.template.to_dict(),
         "learns": tuning.learn,
-        "weights": tuning.opened.sha256,
+        "examples": fingerprint([[e.id for e in part.examples] for part in (tuning.train, tuning.val)]),
+        "model": tuning.opened.sha256,
         "begun from": load_guide(start).fingerprint if (start := tuning.recipe.train.start_from) else "",
     }
 

@@ -26,7 +26,7 @@ from test_tune import data, quiet  # noqa: F401
 MODULE = """
 from PIL import ImageOps
 from fieldguide.model.hub import HubModel
-from fieldguide.model.opening import find_model, open_folder, weights_sha256
+from fieldguide.model.opening import find_model, open_folder, model_sha256
 
 class Turned(HubModel):
     opened = []
@@ -35,7 +35,7 @@ class Turned(HubModel):
     def open(cls, name, settings, template, announce):
         cls.opened.append(name)
         folder = find_model(name, announce)
-        return open_folder(folder, settings, template, weights_sha256(folder), kind=cls)
+        return open_folder(folder, settings, template, model_sha256(folder), kind=cls)
 
     def show(self, image, processor=None):
         return super().show(ImageOps.flip(image), processor)
@@ -94,7 +94,7 @@ def test_it_is_what_opens_and_passes_the_public_check(site: Path, tmp_path: Path
 def test_other_weights_than_a_guide_was_trained_on_are_refused(site: Path, tmp_path: Path) -> None:
     install(site, "turned_models", "turned = turned_models:Turned")
     settings = TrainSettings(model=f"turned:{save_tiny('llava', tmp_path / 'model')}")
-    with pytest.raises(GuideError, match="other weights than the guide was trained on"):
+    with pytest.raises(GuideError, match="not the model that the guide was trained on"):
         open_model(settings, announce=quiet, sha256="0" * 64)
 
 

@@ -54,7 +54,12 @@ def ask_command(
         str,
         typer.Argument(metavar="GUIDE", help="A guide folder; with --labels a model.", show_default=False),
     ],
-    image: Annotated[Path, typer.Argument(metavar="IMAGE", help="A picture.", show_default=False)],
+    image: Annotated[
+        Path,
+        typer.Argument(
+            metavar="IMAGE", help="A picture; of a guide that reads text only, the text.", show_default=False
+        ),
+    ],
     question: Annotated[
         str, typer.Argument(metavar="QUESTION", help="About the picture; how one can tell, if not given.")
     ] = "",

@@ -31,7 +31,7 @@ class Opened:
     model: HubModel
     folder: Path
     name: str  # as it was asked for
-    sha256: str  # of its weights
+    sha256: str  # its identity, see `opening.model_sha256`
     said: tuple[str, ...]  # arithmetic, attention, quantisation: sentences for the log
     precision: str
 

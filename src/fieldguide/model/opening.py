@@ -27,6 +27,11 @@ from fieldguide.settings import TrainSettings
 
 # Weights are read from safetensors only; a pickle is never opened.
 PARTS_FILE = "parts.json"  # what an assembled model was made from
+SHAPING = (
+    "config.json", "processor_config.json", "preprocessor_config.json", "video_preprocessor_config.json",
+    "tokenizer.json", "tokenizer.model", "tokenizer_config.json", "vocab.json", "merges.txt",
+    "special_tokens_map.json", "added_tokens.json",
+)  # fmt: skip
 WANTED = ["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja", "LICENSE*", "README.md"]
 
 
@@ -65,16 +70,20 @@ def find_model(name: str, announce: Callable[[str], None] = print) -> Path:
         ) from error
 
 
-def weights_sha256(folder: Path) -> str:
-    """Identity of a model's weights: a hash over those of its safetensors files.
+def model_sha256(folder: Path) -> str:
+    """Identity of a model: a hash over its weights and over all else that its answers depend on.
+
+    That is its configuration, its tokenizer and how it prepares pictures; not its card, its generation
+    settings, or its chat template, of which a guide holds a copy.
 
     Raises:
-        ModelMissing: when there are none.
+        ModelMissing: when it has no weights.
     """
-    files = sorted(folder.glob("*.safetensors"))
-    if not files:
+    weights = sorted(folder.glob("*.safetensors"))
+    if not weights:
         raise ModelMissing(f"{folder}: no weights in safetensors there", "convert or fetch them first")
-    return fingerprint({path.name: sha256_file(path) for path in files})
+    others = [folder / name for name in SHAPING if (folder / name).is_file()]
+    return fingerprint({path.name: sha256_file(path) for path in (*weights, *others)})
 
 
 def open_model(
@@ -88,7 +97,7 @@ def open_model(
     Args:
         settings: `model`, `vision`, `quantise`, `precision`, `attention`, …
         template: the prompt's pieces where they are known; else they are taken from the chat template.
-        sha256: identity of the weights that is expected; "" for any.
+        sha256: identity that is expected, as `model_sha256` gives it; "" for any.
 
     Raises:
         ModelMissing, GuideError: when it cannot be found, read or used.
@@ -99,7 +108,7 @@ def open_model(
         _check_weights(opened.folder, opened.sha256, sha256)
         return replace(opened, name=settings.model)
     folder = _assembled(settings, announce) if settings.vision else find_model(settings.model, announce)
-    found = weights_sha256(folder)
+    found = model_sha256(folder)
     _check_weights(folder, found, sha256)
     return open_folder(folder, settings, template, found)
 
@@ -107,8 +116,9 @@ def open_model(
 def _check_weights(folder: Path, found: str, wanted: str) -> None:
     if wanted and found != wanted:
         raise GuideError(
-            f"{folder}: other weights than the guide was trained on (sha256 {found[:12]}…, {wanted[:12]}…)",
-            "fetch the weights it was trained on, or train again",
+            f"{folder}: not the model that the guide was trained on; its weights, configuration, tokenizer "
+            f"or picture settings differ (sha256 {found[:12]}…, {wanted[:12]}…)",
+            "fetch the model it was trained on, or train again",
         )
 
 
@@ -125,7 +135,7 @@ def open_folder(
     Args:
         settings: `quantise`, `precision`, `attention`, …
         template: the prompt's pieces; None to take them from the chat template.
-        sha256: of its weights.
+        sha256: its identity, see `model_sha256`.
         kind: the class that it becomes.
         family: where its parts lie; None where that is known here.
     """
@@ -154,8 +164,8 @@ def _assembled(settings: TrainSettings, announce: Callable[[str], None]) -> Path
     """
     language, vision = find_model(settings.model, announce), find_model(settings.vision, announce)
     made_from: dict[str, Any] = {
-        "language": weights_sha256(language),
-        "vision": weights_sha256(vision),
+        "language": model_sha256(language),
+        "vision": model_sha256(vision),
         "projector": settings.projector,
         "seed": settings.seed,
         "format": 2,  # how the folder is written: 1 had our own projectors under LLaVA's name

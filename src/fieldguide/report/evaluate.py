@@ -90,6 +90,12 @@ def evaluate_guide(
     if not force:
         refuse_overlap(overlap, split)
     predictions, timing = _predict(guide, dataset, chosen, top_k, batch_size)
+    if all(p.error for p in predictions):
+        raise DataError(
+            f"{dataset.folder}: none of the {len(predictions)} pictures of the {split} split can be read "
+            f"({predictions[0].image}: {predictions[0].error})",
+            "put them back where they were, or import again",
+        )
     metrics = _metrics(predictions, guide.labels)
     found: tuple[BaselineResult, ...] = ()
     if features is not None:

@@ -62,7 +62,7 @@ def _front_matter(
     terms = {card.licence.strip().lower() for card in licences}
     known = HUB_LICENCES.get(terms.pop()) if len(terms) == 1 else None
     results = None
-    if metrics:
+    if metrics and "guide" in metrics:
         results = [
             EvalResult(
                 task_type="image-classification" if pictures else "text-classification",
@@ -94,12 +94,19 @@ def _opening(guide: Mapping[str, Any], certificate: Mapping[str, Any], pictures:
     what = "pictures" if pictures else "texts"
     counts = guide.get("training", {})
     seen = f", trained on {counts['training_pictures']:,} of them" if counts.get("training_pictures") else ""
-    return f"Names {what} by {len(guide['labels'])} labels{seen}. Base model: {certificate['base']}."
+    does = (
+        f"Names {what} by {len(guide['labels'])} labels"
+        if guide["labels"]
+        else f"Answers about {what} in words"
+    )
+    return f"{does}{seen}. Base model: {certificate['base']}."
 
 
 def _figures(metrics: Mapping[str, Any] | None) -> list[str]:
     if not metrics:
         return ["## How good it is", "It has not been evaluated: nothing is known of its accuracy."]
+    if "guide" not in metrics:
+        return _words_figures(metrics)
     scores = metrics["guide"]
     lines = [
         f"On {scores['count']:,} examples of the {metrics['split']} split, which training has not seen"
@@ -120,6 +127,20 @@ def _figures(metrics: Mapping[str, Any] | None) -> list[str]:
     if scores.get("unanswered"):
         parts.append(f"{scores['unanswered']:,} without an answer count as wrong.")
     return parts
+
+
+def _words_figures(metrics: Mapping[str, Any]) -> list[str]:
+    """Of a guide that answers in words: the loss of the right answers, beside its untouched base."""
+    interval, gain = metrics["loss_interval"], metrics["gain_interval"]
+    text = (
+        f"On {metrics['rows']:,} rows of the {metrics['split']} split ({metrics['tokens']:,} tokens of right "
+        f"answers), its loss is {metrics['loss']:.3f} nats a token (95% interval {interval['low']:.3f} to "
+        f"{interval['high']:.3f}). The base model's is {metrics['base_loss']:.3f}; the gain lies between "
+        f"{gain['low']:.3f} and {gain['high']:.3f}. Whether its answers are true was not measured."
+    )
+    seen = len(metrics.get("overlap") or ())
+    warning = f"{seen:,} of these rows show pictures that training has seen: the figures are too good."
+    return ["## How good it is", text, *([warning] if seen else [])]
 
 
 def _figure_row(name: str, scores: Mapping[str, Any]) -> str:

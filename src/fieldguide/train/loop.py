@@ -49,6 +49,7 @@ from fieldguide.train.sharded import Shards, all_whole, check_shard, put
 from fieldguide.train.sharing import PATIENCE, on_cpus
 
 START = "start.safetensors"  # before the first step: trained parameters, and what the warm start solved
+EPOCHS_TRIED = 8  # for the largest batch: captions and reasons take turns
 BEST = "best.safetensors"  # trained parameters of the best epoch
 
 
@@ -204,12 +205,12 @@ class Loop:
         }
 
     def worst_batch(self) -> list[Row]:
-        """The rows of the batch that takes most memory in the first epoch."""
-        rows = self.rows_of(0)
-        worst = max(
-            self._order(rows, 0), key=lambda n: len(n) * max(rows[i].visual + len(rows[i].ids) for i in n)
-        )
-        return [rows[i] for i in worst]
+        """The rows of the batch that takes most memory, of the epochs that differ."""
+        batches = []
+        for epoch in range(min(self.settings.epochs, EPOCHS_TRIED)):
+            rows = self.rows_of(epoch)
+            batches += [[rows[i] for i in numbers] for numbers in self._order(rows, epoch)]
+        return max(batches, key=lambda rows: len(rows) * max(row.visual + len(row.ids) for row in rows))
 
     def dry_run(self, rows: Sequence[Row]) -> None:
         """Forward and backward pass of a batch; gradients and random states are as before."""

@@ -75,12 +75,12 @@ def check_ollama(config: Any, *, quantised: bool, full: bool, adapter: bool) -> 
         raise MergeError(
             "the adapter was trained on 4-bit weights (NF4) and belongs to those; "
             "Ollama would add it to other ones and answer otherwise",
-            "fieldguide merge, then export the merged folder to Ollama",
+            "fieldguide merge, then export with --merged FOLDER",
         )
     if full:
         raise MergeError(
             "other tensors than the adapter were trained, and ADAPTER cannot carry them",
-            "fieldguide merge, then export the merged folder to Ollama",
+            "fieldguide merge, then export with --merged FOLDER",
         )
 
 

@@ -17,6 +17,7 @@ from fieldguide.train.pictures import LazyPictures, TowerStore
 from fieldguide.train.rows import Row, conversation_row, epoch_rows, label_row
 
 DESCRIBE = "Describe this picture."
+REASONS = 3  # kinds of reasons that take turns, see `rows.replies`
 # Pictures, tokens before them, tokens behind them, which of those are learnt.
 Probe = tuple[tuple[Path, ...], list[int], tuple[int, ...], tuple[bool, ...]]
 
@@ -103,6 +104,12 @@ def turns_of(example: Example, learn: str, epoch: int) -> Sequence[Turn]:
         return example.messages
     caption = example.captions[epoch % len(example.captions)]
     return (Turn("user", DESCRIBE), Turn("assistant", caption))
+
+
+def different_epochs(examples: Sequence[Example], learn: str, epochs: int) -> int:
+    """How many epochs there are before rows come again: reasons and captions take turns."""
+    turns = max((len(e.captions) for e in examples), default=1) if learn == "captions" else REASONS
+    return min(epochs, max(1, turns))
 
 
 def told_rows(prompt: Prompt, part: Part, learn: str, epoch: int = 0) -> list[Row]:

@@ -6,6 +6,7 @@ folder named after all it depends on: weights, layers that are read, the process
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,13 +17,14 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from fieldguide.errors import PictureError
-from fieldguide.files import atomic_path, cache_dir, fingerprint
+from fieldguide.files import atomic_path, cache_dir, fingerprint, sha256_file
 from fieldguide.images import DECODER_VERSION, load_picture
 from fieldguide.model.hub import HubModel, HubPictures, Prepared, Shown
 from fieldguide.model.towers import layers_read, tower_states
 from fieldguide.progress import progress_bar
 from fieldguide.train.sharing import divide, speaks
 
+IN_MEMORY = 64_000_000  # bytes: larger files are hashed and decoded from disk
 PIXELS = ("pixel_values", "pixel_attention_mask")  # what only the tower reads
 
 
@@ -94,6 +96,25 @@ def _plain(value: object) -> object:
     return value if isinstance(value, (str, int, float, bool)) or value is None else str(value)
 
 
+def _bytes_of(path: Path, key: str) -> bytes | Path:
+    """A picture file whose bytes are those its key was taken of.
+
+    Raises:
+        PictureError: when they are others: what is stored of them would be taken for what was imported.
+    """
+    try:
+        if path.stat().st_size > IN_MEMORY:
+            found, source = sha256_file(path), path
+        else:
+            source = path.read_bytes()  # type: ignore[assignment]
+            found = hashlib.sha256(source).hexdigest()  # type: ignore[arg-type]
+    except OSError as error:
+        raise PictureError(str(path), (error.strerror or str(error)).lower()) from error
+    if key and found != key:
+        raise PictureError(str(path), "changed since it was imported")
+    return source
+
+
 @dataclass(frozen=True)
 class LazyPictures:
     """The pictures of many examples; only those that are asked for are in memory.
@@ -133,7 +154,7 @@ class LazyPictures:
         found = self.store.read(key) if self.store is not None else None
         if found is not None:
             return found
-        shown = self.model.show(load_picture(path).image)
+        shown = self.model.show(load_picture(_bytes_of(path, key)).image)
         return self.store.write(key, shown) if self.store is not None else shown
 
     def look_through(

@@ -155,5 +155,5 @@ def check_lengths(rows: Sequence[Row], before: int, visual: int, limit: int) -> 
         names = ", ".join(long[:5]) + (f" and {len(long) - 5} more" if len(long) > 5 else "")
         raise DataError(
             f"{names}: longer than the language model's context of {limit} tokens",
-            "shorten the label's notes",
+            "shorten the text of those rows, or the notes of their labels; or choose a model that reads more",
         )

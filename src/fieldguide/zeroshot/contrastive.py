@@ -20,7 +20,7 @@ from torch import Tensor
 from transformers.utils.logging import disable_progress_bar
 
 from fieldguide.errors import GuideError
-from fieldguide.model.opening import licence_of, weights_sha256
+from fieldguide.model.opening import licence_of, model_sha256
 from fieldguide.model.tuning import here
 from fieldguide.settings import ZeroShotSettings
 from fieldguide.zeroshot.base import ZeroShot, normalised
@@ -102,7 +102,7 @@ class ContrastiveZeroShot(ZeroShot):
         return normalised(np.concatenate(rows))
 
     def identity(self) -> Mapping[str, Any]:
-        return {"weights": weights_sha256(self.model_folder)}
+        return {"weights": model_sha256(self.model_folder)}
 
     def cards(self) -> dict[str, dict[str, str]]:
         card = {
@@ -113,7 +113,7 @@ class ContrastiveZeroShot(ZeroShot):
             "attribution": "see the model's card",
             "upstream": "",
             "source": str(self.network.config.model_type),
-            "sha256": weights_sha256(self.model_folder),
+            "sha256": model_sha256(self.model_folder),
         }
         return {"dual encoder": card}
 
