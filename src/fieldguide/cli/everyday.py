@@ -148,16 +148,25 @@ def classify_command(
     )
 
 
+def _guide_at(folder: Path) -> Any:
+    from fieldguide.errors import GuideError
+    from fieldguide.guide import load_guide
+
+    try:
+        return load_guide(folder)
+    except GuideError as error:
+        if folder.exists():
+            raise
+        raise SettingsError(f"{folder}: no guide there", "to ask a model, give --labels a,b,c") from error
+
+
 def _answerer(model: str, labels: str | None, asking: Path | None) -> Any:
     """A guide, or a model with the labels it is to choose among."""
-    from fieldguide.guide import load_guide
     from fieldguide.zeroshot.names import read_labels
     from fieldguide.zeroshot.opening import is_guide, is_server, load_asking_settings, open_answerer
 
     if labels is None and asking is None and not is_server(model):
-        if not Path(model).expanduser().exists():
-            raise SettingsError(f"{model}: no guide there", "to ask a model, give --labels a,b,c")
-        return load_guide(Path(model).expanduser())
+        return _guide_at(Path(model).expanduser())
     if is_guide(model):
         raise SettingsError(f"{model}: a guide has its own labels", "leave --labels and --asking out")
     names = read_labels(labels) if labels is not None else None
