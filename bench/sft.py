@@ -28,6 +28,7 @@ import torch
 import transformers
 from PIL import Image
 
+from fieldguide.files import sha256_file
 from fieldguide.model.families import family_of
 from fieldguide.model.hub import HubModel, HubPictures
 from fieldguide.model.llava import assemble_llava
@@ -95,7 +96,7 @@ def optimizer_of(model: HubModel) -> torch.optim.Optimizer:
 def ours(model: HubModel, files: list[Path], store: TowerStore | None) -> tuple[float, list[float]]:
     """Seconds of one epoch, and the loss of each step."""
     rows = rows_of(model, files)
-    keys = tuple((f"{path.parent.name}-{path.name}",) for path in files)
+    keys = tuple((sha256_file(path),) for path in files)
     pictures = LazyPictures(model, tuple((path,) for path in files), keys, store)
     if store is not None:
         pictures.look_through(lambda line: None, "filling")

@@ -14,6 +14,7 @@ from PIL import Image
 from fieldguide.answer.choose import choose
 from fieldguide.answer.trie import LabelTrie
 from fieldguide.errors import DataError, GuideError
+from fieldguide.files import sha256_file
 from fieldguide.model.families import FAMILIES, family_of, lora_targets, plain_name
 from fieldguide.model.hub import HubModel, HubPictures, Prepared, read_pictures
 from fieldguide.model.llava import assemble_llava
@@ -201,7 +202,7 @@ def test_stored_tower_outputs_change_no_bit(kind: str, tmp_path: Path) -> None:
     for number, image in enumerate(made):
         image.save(tmp_path / f"{number}.png")
     paths = tuple((tmp_path / f"{number}.png",) for number in range(len(made)))
-    keys = tuple((f"key{number}",) for number in range(len(made)))
+    keys = tuple((sha256_file(path),) for (path,) in paths)
     lazy = LazyPictures(model, paths, keys, TowerStore(model, "weights", tmp_path / "cache"))
     visual, failed = lazy.look_through(print, "seeing")
     assert (list(visual.values()), failed) == (list(model.visual_tokens(batch_of(model))), {})
@@ -220,9 +221,10 @@ def test_a_damaged_store_file_is_made_again_and_settings_have_their_own_folder(t
     model = wrapped("llava")
     images()[0].save(tmp_path / "a.png")
     store = TowerStore(model, "weights", tmp_path / "cache")
-    lazy = LazyPictures(model, ((tmp_path / "a.png",),), (("key",),), store)
+    key = sha256_file(tmp_path / "a.png")
+    lazy = LazyPictures(model, ((tmp_path / "a.png",),), ((key,),), store)
     first = lazy.prepare(0).shown[0].states.clone()  # type: ignore[union-attr]
-    store.path("key").write_bytes(b"cut short")
+    store.path(key).write_bytes(b"cut short")
     again = lazy.prepare(0)
     assert torch.equal(first, again.shown[0].states)  # type: ignore[arg-type]
     assert TowerStore(model, "others", tmp_path / "cache").folder != store.folder
