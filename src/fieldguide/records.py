@@ -83,3 +83,6 @@ class Answer:
     scores: tuple[LabelScore, ...] = ()  # best first
     text: str = ""  # the sentence that says why
     error: str = ""  # why the picture could not be answered
+    familiarity: float | None = None  # share of known pictures that look at least as novel; None: not told
+    in_guide: bool | None = None  # False: it probably shows none of the labels; None: not told
+    coverage: float | None = None  # `scores` is the set that holds the right label so often

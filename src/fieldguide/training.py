@@ -271,13 +271,16 @@ def _validation(setup: Setup) -> Callable[[], dict[str, float]]:
 def write_guide(out: Path, setup: Setup, result: TrainResult) -> Guide:
     """Calibrate, then write the guide's parts, and `guide.json` last."""
     from fieldguide.answer.calibrate import calibrate
+    from fieldguide.answer.familiar import write_novelty
+    from fieldguide.answer.novelty import flatten_features
     from fieldguide.model.trained import ADAPTER_FOLDER, BASE_NAME, PROJECTOR_FILE, save_assembled
 
     setup.model.eval()
     actual = [setup.labels[target] for target in setup.val.targets]
-    calibration = calibrate(
-        setup.model, setup.recipe.answer.question, setup.val.tensors(), actual, setup.trie
-    )
+    question = setup.recipe.answer.question
+    calibration = calibrate(setup.model, question, setup.val.tensors(), actual, setup.trie)
+    train, val = (flatten_features(part.grid, part.pooled) for part in (setup.train, setup.val))
+    novelty, told = write_novelty(out, train, setup.train.examples, setup.labels, val)
     save_assembled(out, setup.model)
     adapter = [f"{ADAPTER_FOLDER}/{name}" for name in ("adapter_config.json", "adapter_model.safetensors")]
     identity = {
@@ -286,12 +289,12 @@ def write_guide(out: Path, setup: Setup, result: TrainResult) -> Guide:
         "projector": setup.model.projector.config.to_dict(),
         "encoder": {"key": setup.encoder.key, "runtime": setup.encoder.runtime_name},
         "base_model": {"name": BASE_NAME, "sha256": setup.cards["language model"]["sha256"]},
-        "calibration": calibration.to_dict(),
+        "calibration": {**calibration.to_dict(), "novelty": told},
         "settings": setup.recipe.to_dict(),
     }
     return write_guide_folder(
         out,
-        (*adapter, PROJECTOR_FILE),
+        (*adapter, PROJECTOR_FILE, *novelty),
         identity,
         dataset=setup.dataset,
         notes=list(setup.notes.values()),

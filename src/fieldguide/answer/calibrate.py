@@ -6,6 +6,7 @@ log-likelihood is convex in 1/temperature: one bounded search finds the best.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -16,6 +17,7 @@ from scipy.optimize import minimize_scalar
 from torch import Tensor
 
 from fieldguide.answer.choose import choose, parts, search
+from fieldguide.answer.conformal import conformal_scores
 from fieldguide.answer.forest import Forest
 from fieldguide.answer.trie import LabelTrie
 from fieldguide.errors import GuideError
@@ -37,6 +39,7 @@ class Calibration:
     ece_before: float  # expected calibration error of the first answer, in [0, 1]
     ece_after: float
     note: str = ""  # why the temperature was left at 1, "" when it was fitted
+    conformal_scores: tuple[float, ...] = ()  # see `answer/conformal.py`
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -77,6 +80,7 @@ def calibrate(
     for part, names in _batches(pictures, labels, batch_size):
         started = model.start(question, part)
         decisions += _decisions(model, started, [numbers[name] for name in names], trie)
+    steps = [len(trie.routes[numbers[label]]) for label in labels]
     count, note = len(labels), ""
     if count < FEWEST:
         temperature = 1.0
@@ -97,6 +101,7 @@ def calibrate(
         before,
         after,
         note,
+        tuple(conformal_scores(_right_probabilities(decisions, steps, temperature))),
     )
 
 
@@ -176,6 +181,19 @@ def _nll(decisions: Sequence[_Decision], temperature: float) -> float:
         float((one.logits / temperature).logsumexp(0) - one.logits[one.right] / temperature)
         for one in decisions
     )
+
+
+def _right_probabilities(
+    decisions: Sequence[_Decision], steps: Sequence[int], temperature: float
+) -> list[float]:
+    """Probability of each picture's right label: the product over the decisions that lead to it.
+
+    Args:
+        decisions: picture after picture.
+        steps: how many of them belong to each picture.
+    """
+    each = iter(_nll([decision], temperature) for decision in decisions)
+    return [math.exp(-sum(next(each) for _ in range(count))) for count in steps]
 
 
 def _calibration_error(

@@ -30,6 +30,13 @@ ORDER = (
 DatasetFolder = Annotated[Path, typer.Argument(metavar="DATASET", help="A data set.", show_default=False)]
 GuideFolder = Annotated[Path, typer.Argument(metavar="GUIDE", help="A guide folder.", show_default=False)]
 TopK = Annotated[int | None, typer.Option(min=1, help="Labels listed; the guide's own number if not given.")]
+Coverage = Annotated[
+    float | None,
+    typer.Option(metavar="SHARE", help="List the labels that hold the right one so often, e.g. 0.9."),
+]
+NoAbstain = Annotated[
+    bool, typer.Option("--no-abstain", help='Never say "not in this guide"; saves the time to find out.')
+]
 RecipeFile = Annotated[Path | None, typer.Option("--recipe", "-r", metavar="TOML", help="A recipe file.")]
 Overrides = Annotated[
     list[str] | None,
