@@ -400,7 +400,7 @@ def test_build_leaves_a_whole_guide_with_its_report(built: tuple[Guide, list[str
     guide, told = built
     assert load_guide(guide.folder).fingerprint == guide.fingerprint
     assert guide.labels == tuple(sorted(SHAPES))
-    assert set(guide.info["files"]) == set(BOUND)
+    assert set(guide.info["files"]) == {*BOUND, "novelty.safetensors"}
     for name in ("index.html", "metrics.json", "predictions.parquet"):
         assert (guide.folder / "report" / name).stat().st_size > 100
     assert read_json(guide.folder / "report" / "metrics.json")["split"] == "test"

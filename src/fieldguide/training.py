@@ -278,7 +278,9 @@ def write_guide(out: Path, setup: Setup, result: TrainResult) -> Guide:
     setup.model.eval()
     actual = [setup.labels[target] for target in setup.val.targets]
     question = setup.recipe.answer.question
-    calibration = calibrate(setup.model, question, setup.val.tensors(), actual, setup.trie)
+    calibration = calibrate(
+        setup.model, question, setup.val.tensors(), actual, setup.trie, left_out=_left_out(setup)
+    )
     train, val = (flatten_features(part.grid, part.pooled) for part in (setup.train, setup.val))
     novelty, told = write_novelty(out, train, setup.train.examples, setup.labels, val)
     save_assembled(out, setup.model)
@@ -302,6 +304,16 @@ def write_guide(out: Path, setup: Setup, result: TrainResult) -> Guide:
         models=setup.cards,
         training=_record(setup, result),
     )
+
+
+def _left_out(setup: Setup) -> tuple[PictureFeatures, list[str]] | None:
+    """The training pictures with left-out evidence, and their labels.
+
+    None where the model sees more of a picture than its evidence: of that it has seen theirs.
+    """
+    if not setup.recipe.train.summary_tokens or setup.recipe.train.patch_tokens:
+        return None
+    return setup.train.tensors(setup.start.left_out), [e.label for e in setup.train.examples]
 
 
 def _record(setup: Setup, result: TrainResult) -> dict[str, Any]:

@@ -84,7 +84,8 @@ def _folds(targets: np.ndarray, groups: np.ndarray) -> np.ndarray:
     """(n,) fold of each picture: groups whole, labels spread."""
     from sklearn.model_selection import StratifiedGroupKFold
 
-    wanted = min(FOLDS if len(targets) < MANY else FEW_FOLDS, len(np.unique(groups)))
+    wanted = FOLDS if len(targets) < MANY else FEW_FOLDS
+    wanted = min(wanted, len(np.unique(groups)), int(np.bincount(targets).max()))
     fold = np.zeros(len(targets), np.int64)
     if wanted < 2:
         return fold

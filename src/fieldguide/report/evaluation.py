@@ -11,6 +11,7 @@ from fieldguide.records import LabelScore
 from fieldguide.report.baselines import BaselineResult
 from fieldguide.report.leaks import Overlap
 from fieldguide.report.metrics import McNemar, Metrics
+from fieldguide.report.selective import Selective
 
 
 @dataclass(frozen=True)
@@ -28,6 +29,8 @@ class Prediction:
     text: str  # the sentence that says why, if one was asked for
     error: str  # why there is no answer
     source: str
+    familiarity: float | None = None  # None: the guide does not tell
+    in_guide: bool | None = None
 
     @property
     def right(self) -> bool:
@@ -48,6 +51,8 @@ class Prediction:
             "text": self.text,
             "error": self.error,
             "source": self.source,
+            "familiarity": self.familiarity,
+            "in_guide": self.in_guide,
         }
 
 
@@ -84,6 +89,7 @@ class Evaluation:
     facts: dict[str, Any]  # counts by split, problems by kind, versions, date
     folder: Path | None = None  # where the report lies
     steps: tuple[dict[str, Any], ...] = ()  # the log of the training, if it is there
+    selective: Selective | None = None  # how far single answers can be believed
 
     @property
     def best_baseline(self) -> BaselineResult | None:
@@ -103,6 +109,7 @@ class Evaluation:
             "split": self.split,
             "labels": list(self.labels),
             "guide": self.metrics.to_dict(),
+            "selective": self.selective.to_dict() if self.selective else None,
             "baselines": [result.to_dict() for result in self.baselines],
             "best_baseline": best.name if best else None,
             "baseline_wins": self.baseline_wins,
