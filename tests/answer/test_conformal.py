@@ -95,6 +95,11 @@ def test_a_label_at_the_bound_belongs_to_the_set() -> None:
     assert len(prediction_set(row, least_probability(known, 0.9))) == 2
 
 
+def test_labels_that_share_the_probability_at_the_bound_are_all_read() -> None:
+    assert labels_needed(0.25, 9) == 4
+    assert labels_needed(0.25 + 1e-9, 9) == 4  # four labels of 0.25 each, one of them the bound by rounding
+
+
 def test_of_many_scores_a_part_is_kept() -> None:
     kept = conformal_scores(np.linspace(0, 1, 9001))
     assert len(kept) == 2000
