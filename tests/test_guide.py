@@ -17,7 +17,7 @@ import pytest
 from PIL import Image, ImageDraw
 
 from fieldguide.data.notes import write_notes
-from fieldguide.errors import DataError, FieldguideError, GuideError, LeakError, PictureError
+from fieldguide.errors import DataError, FieldguideError, GuideError, LeakError, PictureError, SettingsError
 from fieldguide.files import cache_dir, fingerprint, read_json, sha256_file, write_json
 from fieldguide.guide import IDENTITY, MANIFEST, SCHEMA_VERSION, Guide, check_free, load_guide
 from fieldguide.model.prompt import PromptTemplate
@@ -77,6 +77,28 @@ def test_a_whole_guide_opens(folder: Path) -> None:
     assert (guide.fingerprint, guide.temperature) == (read_json(folder / MANIFEST)["fingerprint"], 2.0)
     assert (guide.answer_settings.question, guide.answer_settings.top_k) == ("What?", 2)
     assert guide.report == folder / "report" / "index.html"
+
+
+def test_the_same_guide_answers_under_other_settings(folder: Path) -> None:
+    changed(folder, calibration={"temperature": 2.0, "conformal_scores": [0.1] * 30})
+    guide = load_guide(folder)
+    guide.__dict__["model"] = object()  # as if it had been loaded
+    other = guide.answering(coverage=0.9, abstain=False)
+    assert (other.answer_settings.coverage, other.answer_settings.abstain) == (0.9, False)
+    assert (other.answer_settings.question, other.temperature) == ("What?", 2.0)
+    assert other.model is guide.model
+    assert other.fingerprint != guide.fingerprint, "a ledger must not mix their rows"
+    assert guide.answer_settings.coverage == 0
+    assert guide.answering(abstain=True).fingerprint == guide.fingerprint
+    with pytest.raises(SettingsError, match="coverage=1"):
+        guide.answering(coverage=1.0)
+
+
+def test_an_older_guide_promises_no_coverage_and_never_refuses(folder: Path) -> None:
+    guide = load_guide(folder)
+    assert guide._judge.novelty is None
+    with pytest.raises(GuideError, match="keeps no validation scores"):
+        guide.answering(coverage=0.9)
 
 
 def test_a_guide_without_notes_opens(folder: Path) -> None:
@@ -400,7 +422,7 @@ def test_build_leaves_a_whole_guide_with_its_report(built: tuple[Guide, list[str
     guide, told = built
     assert load_guide(guide.folder).fingerprint == guide.fingerprint
     assert guide.labels == tuple(sorted(SHAPES))
-    assert set(guide.info["files"]) == set(BOUND)
+    assert set(guide.info["files"]) == {*BOUND, "novelty.safetensors"}
     for name in ("index.html", "metrics.json", "predictions.parquet"):
         assert (guide.folder / "report" / name).stat().st_size > 100
     assert read_json(guide.folder / "report" / "metrics.json")["split"] == "test"
@@ -536,3 +558,24 @@ def test_a_build_that_was_stopped_before_its_last_file_ends_with_the_same_guide(
     again = train_guide(dataset, copy, RECIPE, resume=True, encoder=guide.encoder, announce=lambda line: None)
     assert again.info["files"] == guide.info["files"]
     assert again.fingerprint == guide.fingerprint
+
+
+@pytest.mark.starter
+def test_pictures_of_something_else_are_not_in_the_guide(
+    built: tuple[Guide, list[str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    guide = built[0]
+    told = guide.info["calibration"]["novelty"]
+    assert told["known"] >= 19
+    noise = np.random.default_rng(0).integers(0, 256, (5, 64, 64, 3), dtype=np.uint8)
+    paths = [tmp_path / f"{number}.png" for number in range(len(noise))]
+    for path, pixels in zip(paths, noise, strict=True):
+        Image.fromarray(pixels).save(path)
+    answers = guide.classify(paths)
+    assert all(answer.in_guide is False and answer.label in guide.labels for answer in answers)
+    assert guide.ask(paths[0]).familiarity == answers[0].familiarity
+    silent = guide.answering(abstain=False).classify(paths)
+    assert {(answer.in_guide, answer.familiarity) for answer in silent} == {(None, None)}
+    assert [answer.label for answer in silent] == [answer.label for answer in answers]
+    sets = guide.answering(coverage=0.8).classify(paths)
+    assert all(answer.coverage == 0.8 and answer.scores for answer in sets)

@@ -238,3 +238,17 @@ def test_a_tower_under_an_adapter_is_merged(data: Dataset, tmp_path: Path, kind:
     assert all(tensor.any() for tensor in learnt.values())
     merge_guide(guide, tmp_path / "merged", data, announce=quiet)
     assert (tmp_path / "merged" / "config.json").is_file()
+
+
+def test_a_tuned_guide_tells_what_is_not_in_it(data: Dataset, tmp_path: Path) -> None:
+    """The tower of the trained model gives the features, in training as in answering."""
+    guide = train_guide(data, tmp_path / "g.guide", recipe(tmp_path, vision_part="lora"), announce=quiet)
+    told = guide.info["calibration"]["novelty"]
+    assert told["known"] >= 19
+    assert "novelty.safetensors" in guide.info["files"]
+    pictures = [data.path(e) for e in data.of("test")]
+    answers = guide.classify(pictures)
+    assert all(answer.familiarity is not None and 0 < answer.familiarity <= 1 for answer in answers)
+    assert guide.ask(pictures[0]).familiarity == answers[0].familiarity
+    plain = train_guide(data, tmp_path / "h.guide", recipe(tmp_path), announce=quiet)
+    assert plain.encoder.key != guide.encoder.key, "another tower's features must not be taken from the cache"

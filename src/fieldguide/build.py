@@ -140,6 +140,8 @@ def evaluate(
     from fieldguide.report.evaluate import evaluate_guide
 
     split = str(options.get("split", "test"))
+    if guide.answer_settings.coverage:  # the report measures sets of its own, from the best labels
+        guide = guide.answering(coverage=0.0)
     inputs = baseline_inputs(guide, dataset, encoder or guide.encoder, split)
     return evaluate_guide(guide, dataset, inputs, **options)  # type: ignore[arg-type]
 

@@ -5,9 +5,10 @@
     projector.safetensors      picture features → visual tokens
     notes.csv                  what the owner knows about the labels
     training_pictures.parquet  what the guide has seen, so that evaluation can refuse it
+    novelty.safetensors        what tells pictures of none of its labels; older guides have none
     report/  checkpoints/      evaluation; training state
 
-Adapter and projector are bound by their hashes: parts of different trainings are refused.
+Its parts are bound by their hashes: parts of different trainings are refused.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     import numpy as np
     from PIL.Image import Image
 
+    from fieldguide.answer.judge import Judge
     from fieldguide.answer.trie import LabelTrie
     from fieldguide.model.local import LocalModel, Pictures
     from fieldguide.model.vision import VisionEncoder
@@ -34,6 +36,7 @@ SCHEMA_VERSION = 1
 MANIFEST = "guide.json"
 PICTURES_FILE = "training_pictures.parquet"
 NOTES_FILE = "notes.csv"
+_LOADED = ("model", "encoder", "trie")  # what a guide with other answer settings shares
 # What every answer depends on: the guide's fingerprint is taken of these.
 IDENTITY = (
     "labels", "template", "projector", "files", "encoder", "base_model", "calibration", "settings",
@@ -84,13 +87,11 @@ class Guide:
             GuideError: when the weights or the preprocessing here are not those of the training.
         """
         if self.tuned:
-            from fieldguide.model.towers import TowerEncoder
+            from fieldguide.answer.familiar import part_hashes
+            from fieldguide.model.towers import TowerEncoder, tower_identity
 
-            model: Any = self.model
-            family = model.family
-            learnt = any(family.part_of(name) == "vision" for name in self.info["projector"]["trained"])
-            own = learnt or self.recipe.train.vision_part != "frozen"
-            tower: Any = TowerEncoder(model, self.fingerprint if own else self.info["base_model"]["sha256"])
+            trained = part_hashes(self.info["files"])
+            tower: Any = TowerEncoder(self.model, tower_identity(self.info["base_model"]["sha256"], trained))
             return tower
         from fieldguide.model.vision import load_encoder
 
@@ -143,6 +144,31 @@ class Guide:
         """What the logits are divided by where labels branch, fitted on the validation pictures."""
         return float(self.info["calibration"]["temperature"])
 
+    def answering(self, **settings: Any) -> Guide:
+        """The same guide with other answer settings, such as `abstain=False` or `coverage=0.9`.
+
+        Raises:
+            SettingsError: for settings that cannot be.
+            GuideError: when it keeps nothing that a coverage could be promised by.
+        """
+        tables = {**self.info["settings"], "answer": {**self.info["settings"]["answer"], **settings}}
+        Recipe.from_dict({"answer": settings}, "settings")
+        if settings.get("coverage") and "conformal_scores" not in self.info["calibration"]:
+            raise GuideError(
+                f"{self.folder}: keeps no validation scores to tell a coverage by", "train it again"
+            )
+        identity = {name: self.info[name] for name in IDENTITY} | {"settings": tables}
+        info = {**self.info, "settings": tables, "fingerprint": fingerprint(identity)}
+        made = Guide(self.folder, info, self.notes)
+        made.__dict__.update({name: self.__dict__[name] for name in _LOADED if name in self.__dict__})
+        return made
+
+    @cached_property
+    def _judge(self) -> Judge:
+        from fieldguide.answer.judge import Judge
+
+        return Judge.of(self.folder, self.info, self.answer_settings, len(self.labels))
+
     def training_pictures(self) -> list[dict[str, Any]]:
         """sha256, phash, image, label and split of every picture used in training or for choosing."""
         import pyarrow.parquet as pq
@@ -170,12 +196,12 @@ class Guide:
         read, places, errors = self._pictures(paths)
         for i, reason in errors.items():
             answers[i] = Answer(str(paths[i]), error=reason)
-        size = self.answer_settings.batch_size
+        size, familiar = self.answer_settings.batch_size, self._familiarity(read, [paths[i] for i in places])
         for start in range(0, len(places), size):
-            for i, scores in zip(
-                places[start : start + size], self._scores(read, start, start + size, top_k), strict=True
-            ):
-                answers[i] = Answer(str(paths[i]), scores[0].label, scores[0].probability, tuple(scores))
+            batch = self._scores(read, start, start + size, top_k)
+            for row, scores in enumerate(batch, start):
+                i = places[row]
+                answers[i] = self._judge.answer(str(paths[i]), scores, familiar[row])
         return [answer for answer in answers if answer is not None]
 
     def ask(self, picture: Path | str, question: str = "", top_k: int = 0) -> Answer:
@@ -212,14 +238,15 @@ class Guide:
         if not self.labels:
             return Answer(str(picture), text=self._free(pictures, question.strip() or settings.question))
         started = self.model.start(settings.question, pictures, prefix=self._prefix)
-        wanted = top_k or settings.top_k
+        wanted = self._judge.labels_read(top_k or settings.top_k)
         scores = search(self.model, started, self.trie, top_k=wanted, temperature=self.temperature)[0]
         label, text = scores[0].label, ""
         if question.strip() or label in self.notes:
             turn = follow_up(self.notes.get(label), asked, settings)
             self._check_length(label, turn, self.model.visual_tokens(pictures)[0])
             text = explain(self.model, started, 0, label, turn, settings.max_new_tokens)
-        return replace(Answer(str(picture), scores[0].label, scores[0].probability, tuple(scores)), text=text)
+        [familiar] = self._familiarity(pictures, [Path(picture)])
+        return replace(self._judge.answer(str(picture), scores, familiar), text=text)
 
     def _free(self, pictures: Pictures, question: str) -> str:
         """What a guide without labels says of one picture."""
@@ -316,6 +343,24 @@ class Guide:
         )
         return features, places, errors
 
+    def _familiarity(self, pictures: Any, paths: Sequence[Path]) -> list[float | None]:
+        """How usual each of the readable pictures looks; None for all where the guide does not tell."""
+        novelty = self._judge.novelty
+        if novelty is None or not paths:
+            return [None] * len(paths)
+        from fieldguide.answer.novelty import flatten_features
+
+        if self.tuned:  # its own pictures are tiles of any number: the tower sees a square beside them
+            from fieldguide.train.features import embed_pictures
+
+            keys = [sha256_file(path) for path in paths]
+            table = embed_pictures(list(zip(paths, keys, strict=True)), self.encoder)
+            found = novelty.familiarity(flatten_features(table.grid, table.pooled))
+            known = dict(zip(table.keys, found.tolist(), strict=True))
+            return [known.get(key) for key in keys]
+        grid, pooled = pictures.grid.cpu().numpy(), pictures.pooled.cpu().numpy()
+        return list(novelty.familiarity(flatten_features(grid, pooled)).tolist())
+
     def _scores(self, pictures: Pictures, start: int, stop: int, top_k: int) -> list[list[LabelScore]]:
         from fieldguide.answer.choose import choose
 
@@ -324,7 +369,7 @@ class Guide:
             self.answer_settings.question,
             pictures.rows(slice(start, stop)),
             self.trie,
-            top_k=top_k or self.answer_settings.top_k,
+            top_k=self._judge.labels_read(top_k or self.answer_settings.top_k),
             prefix=self._prefix,
             temperature=self.temperature,
         )

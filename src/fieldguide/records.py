@@ -86,3 +86,6 @@ class Answer:
     text: str = ""  # the sentence that says why; of an `off_list` answer the reply itself, word for word
     error: str = ""  # why the picture could not be answered
     off_list: bool = False  # answered, but with none of the labels or with several: no error, and no label
+    familiarity: float | None = None  # share of known pictures that look at least as novel; None: not told
+    in_guide: bool | None = None  # False: it probably shows none of the labels; None: not told
+    coverage: float | None = None  # `scores` is the set that holds the right label so often

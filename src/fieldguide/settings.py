@@ -190,9 +190,16 @@ class AnswerSettings:
     top_k: int = 5  # labels listed in an answer
     batch_size: int = 16  # pictures at once
     max_new_tokens: int = 96  # of the sentence that says why
+    abstain: bool = True  # say "not in this guide" of pictures unlike all that it knows
+    keep: float = 0.95  # share of pictures of the guide's own labels that is not to be refused so
+    coverage: float = 0.0  # list the labels that hold the right one so often; 0 = the `top_k` likeliest
 
     def faults(self) -> list[str]:
         found = []
+        if not 0 < self.keep < 1:
+            found.append(f"keep={self.keep} must be a share between 0 and 1")
+        if not 0 <= self.coverage < 1:
+            found.append(f"coverage={self.coverage} must be 0 (off) or a share below 1")
         for name in ("top_k", "batch_size", "max_new_tokens"):
             if getattr(self, name) < 1:
                 found.append(f"{name}={getattr(self, name)} must be at least 1")

@@ -276,13 +276,18 @@ def _validation(setup: Setup) -> Callable[[], dict[str, float]]:
 def write_guide(out: Path, setup: Setup, result: TrainResult) -> Guide:
     """Calibrate, then write the guide's parts, and `guide.json` last."""
     from fieldguide.answer.calibrate import calibrate
+    from fieldguide.answer.familiar import write_novelty
+    from fieldguide.answer.novelty import flatten_features
     from fieldguide.model.trained import ADAPTER_FOLDER, BASE_NAME, PROJECTOR_FILE, save_assembled
 
     setup.model.eval()
     actual = [setup.labels[target] for target in setup.val.targets]
+    question = setup.recipe.answer.question
     calibration = calibrate(
-        setup.model, setup.recipe.answer.question, setup.val.tensors(), actual, setup.trie
+        setup.model, question, setup.val.tensors(), actual, setup.trie, left_out=_left_out(setup)
     )
+    train, val = (flatten_features(part.grid, part.pooled) for part in (setup.train, setup.val))
+    novelty, told = write_novelty(out, train, setup.train.examples, setup.labels, val)
     save_assembled(out, setup.model)
     adapter = [f"{ADAPTER_FOLDER}/{name}" for name in ("adapter_config.json", "adapter_model.safetensors")]
     identity = {
@@ -291,12 +296,12 @@ def write_guide(out: Path, setup: Setup, result: TrainResult) -> Guide:
         "projector": setup.model.projector.config.to_dict(),
         "encoder": {"key": setup.encoder.key, "runtime": setup.encoder.runtime_name},
         "base_model": {"name": BASE_NAME, "sha256": setup.cards["language model"]["sha256"]},
-        "calibration": calibration.to_dict(),
+        "calibration": {**calibration.to_dict(), "novelty": told},
         "settings": setup.recipe.to_dict(),
     }
     return write_guide_folder(
         out,
-        (*adapter, PROJECTOR_FILE),
+        (*adapter, PROJECTOR_FILE, *novelty),
         identity,
         dataset=setup.dataset,
         notes=list(setup.notes.values()),
@@ -304,6 +309,16 @@ def write_guide(out: Path, setup: Setup, result: TrainResult) -> Guide:
         models=setup.cards,
         training=_record(setup, result),
     )
+
+
+def _left_out(setup: Setup) -> tuple[PictureFeatures, list[str]] | None:
+    """The training pictures with left-out evidence, and their labels.
+
+    None where the model sees more of a picture than its evidence: of that it has seen theirs.
+    """
+    if not setup.recipe.train.summary_tokens or setup.recipe.train.patch_tokens:
+        return None
+    return setup.train.tensors(setup.start.left_out), [e.label for e in setup.train.examples]
 
 
 def _record(setup: Setup, result: TrainResult) -> dict[str, Any]:

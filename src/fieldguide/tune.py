@@ -319,6 +319,7 @@ def _validation(tuning: Tuning) -> Callable[[], dict[str, float]]:
 
 def _write(out: Path, tuning: Tuning, result: TrainResult) -> Guide:
     from fieldguide.answer.calibrate import calibrate
+    from fieldguide.answer.familiar import write_tower_novelty
     from fieldguide.model.opening import card_of
     from fieldguide.model.tuned import save_tuned
     from fieldguide.train.fingerprints import base_hash
@@ -331,6 +332,8 @@ def _write(out: Path, tuning: Tuning, result: TrainResult) -> Guide:
         question = recipe.answer.question
         calibration = calibrate(model, question, tuning.val.pictures, actual, tuning.trie).to_dict()
     parts = save_tuned(out, model.network, tuning.kept)
+    base, shown = tuning.opened.sha256, (tuning.train, tuning.val)
+    novelty, told = write_tower_novelty(out, model, base, parts, *shown, tuning.labels)
     card = card_of(tuning.opened)
     identity = {
         "labels": list(tuning.labels),
@@ -343,12 +346,12 @@ def _write(out: Path, tuning: Tuning, result: TrainResult) -> Guide:
             "sha256": tuning.opened.sha256,
             "network_sha256": base_hash(model.network, tuning.kept),
         },
-        "calibration": calibration,
+        "calibration": {**calibration, "novelty": told},
         "settings": recipe.to_dict(),
     }
     return write_guide_folder(
         out,
-        parts,
+        (*parts, *novelty),
         identity,
         dataset=tuning.dataset,
         notes=list(tuning.notes.values()),

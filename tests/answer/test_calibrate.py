@@ -103,3 +103,28 @@ def test_expected_calibration_error_by_hand() -> None:
     assert expected_calibration_error([0.9, 0.9, 0.9, 0.9], [True, True, True, False]) == pytest.approx(0.15)
     assert expected_calibration_error([1.0, 0.05], [True, False]) == pytest.approx(0.025)
     assert expected_calibration_error([], []) == 0
+
+
+def test_pictures_left_out_in_turn_tell_the_temperature_too() -> None:
+    """Ten validation pictures tell nothing; 400 others, whose truth follows temperature 4, do."""
+    model = tiny_model(LABELS, merges=("cat", "dog"))
+    model.language_model.get_output_embeddings().weight.data *= 4
+    trie = LabelTrie({label: model.label_tokens(label) for label in LABELS})
+    more, few = tiny_features(model, 400), tiny_features(model, 10, seed=1)
+    truth = choose_all(model, QUESTION, more, trie, temperature=4.0).exp()
+    numbers = truth.multinomial(1, generator=torch.Generator().manual_seed(0))[:, 0].tolist()
+    left_out = (more, [LABELS[n] for n in numbers])
+    found = calibrate(model, QUESTION, few, ["cat"] * 10, trie, left_out=left_out, batch_size=64)
+    assert found.temperature == pytest.approx(4, rel=0.25)
+    assert (found.pictures, found.left_out, found.note) == (10, 400, "")
+    assert len(found.conformal_scores) == 10, "those of training pictures are not kept"
+
+
+def test_conformal_scores_are_those_of_the_calibrated_answers() -> None:
+    model = tiny_model(LABELS, merges=("cat", "dog"))
+    trie = LabelTrie({label: model.label_tokens(label) for label in LABELS})
+    features, labels = tiny_features(model, 30), [LABELS[n % 5] for n in range(30)]
+    found = calibrate(model, QUESTION, features, labels, trie, batch_size=7)
+    every = choose_all(model, QUESTION, features, trie, temperature=found.temperature).exp()
+    expected = sorted(1 - float(every[n, n % 5]) for n in range(30))
+    assert found.conformal_scores == pytest.approx(expected, abs=1e-5)

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -101,6 +102,38 @@ def test_rows_say_what_the_guide_said(inbox: Path, tmp_path: Path) -> None:
             assert float(row["probability"]) == pytest.approx(answer.probability)
             assert float(row["runner_up_3_probability"]) == pytest.approx(answer.scores[3].probability)
     assert "runner_up_4" not in row
+
+
+class WaryGuide(TinyGuide):
+    """Tells of every other picture that it is not in the guide, and lists one label or two."""
+
+    def answer(self, path: Path, top_k: int) -> Answer:
+        answer = super().answer(path, top_k)
+        if answer.error:
+            return answer
+        strange = int(path.stem.removeprefix("img")) % 2 == 1 if path.stem.startswith("img") else False
+        kept = answer.scores[: 1 if strange else 2]
+        return replace(answer, scores=kept, familiarity=0.01 if strange else 0.5, in_guide=not strange)
+
+
+@pytest.mark.parametrize("end", [".csv", ".jsonl", ".parquet"])
+def test_what_is_not_in_the_guide_has_its_columns(inbox: Path, tmp_path: Path, end: str) -> None:
+    out = tmp_path / f"names{end}"
+    summary = classify_pictures(WaryGuide(), [inbox], out, announce=quiet)
+    if end == ".parquet":
+        rows = pq.read_table(out).to_pylist()
+    elif end == ".csv":
+        rows = read_csv(out)
+    else:
+        rows = [json.loads(line) for line in out.read_text(encoding="utf-8").splitlines()]
+    assert list(rows[0])[-3:] == ["familiarity", "in_guide", "error"]
+    strange = [row for row in rows if str(row["in_guide"]) == "False"]
+    assert len(strange) == summary.not_in_guide == 6
+    assert all(row["label"] and not row["runner_up_1"] for row in strange)
+    assert {float(row["familiarity"]) for row in strange} == {0.01}
+    [broken] = [row for row in rows if row["error"]]
+    assert not broken["in_guide"]
+    assert not broken["familiarity"]
 
 
 def test_all_forms_hold_the_same(inbox: Path, tmp_path: Path) -> None:

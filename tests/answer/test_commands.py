@@ -27,16 +27,22 @@ class SpokenGuide:
 
     def __init__(self) -> None:
         self.asked: list[tuple] = []
+        self.changed: dict[str, object] = {}
+        self.strange: dict[str, object] = {}
+
+    def answering(self, **settings: object) -> SpokenGuide:
+        self.changed = settings
+        return self
 
     def ask(self, picture: Path, question: str = "", top_k: int = 0) -> Answer:
         self.asked.append((picture, question, top_k))
         if not picture.exists():
             raise PictureError(str(picture), "no such file")
-        return Answer(str(picture), "cat, tabby", 0.9, SCORES, "It has whiskers.")
+        return Answer(str(picture), "cat, tabby", 0.9, SCORES, "It has whiskers.", **self.strange)
 
     def classify(self, pictures: Sequence[Path], top_k: int = 0) -> list[Answer]:
         self.asked.append((len(pictures), top_k))
-        return [Answer(str(path), "cat, tabby", 0.9, SCORES[:top_k]) for path in pictures]
+        return [Answer(str(path), "cat, tabby", 0.9, SCORES[:top_k], **self.strange) for path in pictures]
 
 
 @pytest.fixture
@@ -71,8 +77,60 @@ def test_ask_prints_json(spoken: SpokenGuide, make_picture: Callable[..., Path])
         "probability": 0.9,
         "scores": [{"label": score.label, "probability": score.probability} for score in SCORES],
         "text": "It has whiskers.",
+        "familiarity": None,
+        "in_guide": None,
+        "coverage": None,
     }
     assert spoken.asked == [(picture, "", 0)]
+
+
+def test_ask_says_what_is_not_in_the_guide_and_what_it_would_be(
+    spoken: SpokenGuide, make_picture: Callable[..., Path]
+) -> None:
+    spoken.strange = {"familiarity": 0.013, "in_guide": False}
+    result = run("ask", "x.guide", make_picture("a.png"))
+    told = "not in this guide: of the pictures it knows, 1.3% look as strange; it would be cat, tabby\n\ncat"
+    assert result.stdout.startswith(told)
+    spoken.strange = {"familiarity": 0.5, "in_guide": True}
+    assert run("ask", "x.guide", make_picture("a.png")).stdout.startswith("cat, tabby   90.00%")
+
+
+@pytest.mark.parametrize(
+    ("options", "changed"),
+    [
+        ([], {}),
+        (["--coverage", "0.8"], {"coverage": 0.8}),
+        (["--no-abstain"], {"abstain": False}),
+        (["--no-abstain", "--coverage", "0"], {"abstain": False, "coverage": 0.0}),
+    ],
+)
+@pytest.mark.parametrize("command", ["ask", "classify"])
+def test_how_far_to_trust_is_asked_for_on_the_command_line(
+    spoken: SpokenGuide,
+    make_picture: Callable[..., Path],
+    tmp_path: Path,
+    command: str,
+    options: list[str],
+    changed: dict[str, object],
+) -> None:
+    out = ["-o", tmp_path / "n.csv"] if command == "classify" else []
+    result = run(command, "x.guide", make_picture("a.png"), *options, *out)
+    assert result.exit_code == 0, result.output
+    assert spoken.changed == changed
+
+
+def test_ask_says_what_a_set_is(spoken: SpokenGuide, make_picture: Callable[..., Path]) -> None:
+    spoken.strange = {"coverage": 0.9}
+    result = run("ask", "x.guide", make_picture("a.png"), "--coverage", "0.9")
+    assert "one of these 3 is right in 90% of such pictures" in result.stdout
+
+
+def test_classify_counts_what_is_not_in_the_guide(
+    spoken: SpokenGuide, make_picture: Callable[..., Path], tmp_path: Path
+) -> None:
+    spoken.strange = {"familiarity": 0.01, "in_guide": False}
+    result = run("classify", "x.guide", make_picture("a.png"), "-o", tmp_path / "n.csv")
+    assert "1 rows, 1 not in this guide" in result.stdout
 
 
 def test_ask_names_a_picture_that_cannot_be_read(spoken: SpokenGuide, tmp_path: Path) -> None:

@@ -25,6 +25,7 @@ from fieldguide.jobs.ledger import Ledger
 from fieldguide.progress import progress_bar
 from fieldguide.records import Answer
 
+TOLD = ("familiarity", "in_guide")  # columns that are there where the guide tells them
 ROWS_A_WRITE = 1000  # of a Parquet row group
 _ERROR, _OFF_LIST = "", "\0"  # what rows without a label are counted under: no label can be one of them
 
@@ -49,6 +50,7 @@ class Summary:
     out: Path
     pictures: int
     unreadable: int
+    not_in_guide: int  # named all the same; `in_guide` is false in their rows
     resumed: int  # rows that an earlier run had finished
     labels: Mapping[str, int]  # pictures named so, most frequent first
     seconds: float
@@ -71,8 +73,9 @@ def classify_pictures(
         sources: files, and folders that are searched with all their sub-folders, hidden ones left out. There
             pictures are told by extension or first bytes; a file named here is always taken.
         out: the table; its extension chooses the form: .csv, .jsonl or .parquet. Columns: image, label,
-            probability, runner_up_1, runner_up_1_probability, …, error; and `reply`, the words themselves,
-            where some reply named none of the labels.
+            probability, runner_up_1, runner_up_1_probability, …, familiarity and in_guide if the guide tells
+            them, error; and `reply`, the words themselves, where some reply named none of the labels. Where
+            the guide is set to a coverage, label and runners-up are its set.
         top_k: labels a picture, the first included.
         batch_size: pictures answered, and kept, at once.
         announce: is told what is going on.
@@ -100,17 +103,25 @@ def classify_pictures(
         columns = _columns(ledger.rows(keys.values()))
         rows = (_row(path, ledger, keys, columns) for path in pictures)
         labels: Counter[str] = Counter()
+        strange: Counter[bool] = Counter()
         with atomic_path(out) as temporary:
-            write(temporary, columns, _counted(rows, labels))
+            write(temporary, columns, _counted(rows, labels, strange))
         ledger.discard()
     unreadable, off_list = labels.pop(_ERROR, 0), labels.pop(_OFF_LIST, 0)
-    seconds = time.monotonic() - started
-    summary = Summary(out, len(pictures), unreadable, resumed, dict(labels.most_common()), seconds, off_list)
-    announce(
-        f"{out}: {summary.pictures:,} rows"
-        + (f", {unreadable:,} with an error" if unreadable else "")
-        + (f", {off_list:,} with a reply that is none of the labels" if off_list else "")
+    summary = Summary(
+        out,
+        len(pictures),
+        unreadable,
+        strange[True],
+        resumed,
+        dict(labels.most_common()),
+        time.monotonic() - started,
+        off_list,
     )
+    remarks = [f"{unreadable:,} with an error"] if unreadable else []
+    remarks += [f"{strange[True]:,} not in this guide"] if strange[True] else []
+    remarks += [f"{off_list:,} with a reply that is none of the labels"] if off_list else []
+    announce(", ".join([f"{out}: {summary.pictures:,} rows", *remarks]))
     return summary
 
 
@@ -173,16 +184,29 @@ def _payload(answer: Answer) -> dict[str, Any]:
         return {"error": answer.error}
     if answer.off_list:
         return {"reply": answer.text}
-    return {"scores": [[score.label, score.probability] for score in answer.scores]}
+    payload: dict[str, Any] = {"scores": [[score.label, score.probability] for score in answer.scores]}
+    if answer.familiarity is not None:
+        payload |= {name: getattr(answer, name) for name in TOLD}
+    return payload
 
 
 def _columns(rows: Iterable[tuple[str, dict[str, Any]]]) -> list[str]:
     """As many runners-up as there are: a guide of three labels has two, whatever top_k says."""
-    most, replies = 0, False
+    most, told = 0, set[str]()
     for _, payload in rows:
-        most, replies = max(most, len(payload.get("scores", ()))), replies or "reply" in payload
+        most = max(most, len(payload.get("scores", ())))
+        told.update(name for name in (*TOLD, "reply") if name in payload)
     runners = [f"runner_up_{n}{end}" for n in range(1, most) for end in ("", "_probability")]
-    return ["image", "label", "probability", *runners, "error", *(["reply"] if replies else [])]
+    known = [name for name in TOLD if name in told]
+    return [
+        "image",
+        "label",
+        "probability",
+        *runners,
+        *known,
+        "error",
+        *(["reply"] if "reply" in told else []),
+    ]
 
 
 def _row(path: Path, ledger: Ledger, keys: Mapping[Path, str], columns: Sequence[str]) -> dict[str, Any]:
@@ -190,9 +214,7 @@ def _row(path: Path, ledger: Ledger, keys: Mapping[Path, str], columns: Sequence
     [(_, payload)] = ledger.rows([keys[path]])
     row: dict[str, Any] = dict.fromkeys(columns)
     row["image"] = printable(path)
-    row["error"] = payload.get("error")
-    if "reply" in payload:
-        row["reply"] = payload["reply"]
+    row |= {name: payload.get(name) for name in ("error", "reply", *TOLD) if name in columns}
     for place, (label, probability) in enumerate(payload.get("scores", ())):
         name = f"runner_up_{place}" if place else "label"
         row[name] = label
@@ -200,9 +222,12 @@ def _row(path: Path, ledger: Ledger, keys: Mapping[Path, str], columns: Sequence
     return row
 
 
-def _counted(rows: Iterable[dict[str, Any]], labels: Counter[str]) -> Iterator[dict[str, Any]]:
+def _counted(
+    rows: Iterable[dict[str, Any]], labels: Counter[str], strange: Counter[bool]
+) -> Iterator[dict[str, Any]]:
     for row in rows:
         labels[row["label"] or (_OFF_LIST if row.get("reply") is not None else _ERROR)] += 1
+        strange[row.get("in_guide") is False] += 1
         yield row
 
 
@@ -237,8 +262,12 @@ def _write_parquet(path: Path, columns: Sequence[str], rows: Iterable[dict[str, 
     import pyarrow as pa
     import pyarrow.parquet as pq
 
+    kinds = {"familiarity": pa.float64(), "in_guide": pa.bool_()}
     schema = pa.schema(
-        [(name, pa.float64() if name.endswith("probability") else pa.string()) for name in columns]
+        [
+            (name, pa.float64() if name.endswith("probability") else kinds.get(name, pa.string()))
+            for name in columns
+        ]
     )
     with pq.ParquetWriter(path, schema) as writer:
         waiting: list[dict[str, Any]] = []

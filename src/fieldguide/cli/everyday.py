@@ -11,7 +11,9 @@ import typer
 from fieldguide.cli.group import (
     EVERYDAY,
     Asking,
+    Coverage,
     Labels,
+    NoAbstain,
     Overrides,
     RecipeFile,
     TopK,
@@ -69,12 +71,14 @@ def ask_command(
     heat: Annotated[
         Path | None, typer.Option(metavar="PNG", help="Draw where in the picture the label comes from.")
     ] = None,
+    coverage: Coverage = None,
+    no_abstain: NoAbstain = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the answer as JSON.")] = False,
 ) -> None:
     """Name one picture: its label, how likely that is, what else it could be, and why."""
     import json
 
-    answerer = _answerer(guide, labels, asking)
+    answerer = _answerer(guide, labels, asking, coverage, no_abstain)
     answer = answerer.ask(image, question, top_k or 0)
     if heat is not None:
         from fieldguide.answer.heat import save_drawing, where
@@ -89,15 +93,23 @@ def ask_command(
     scores = [{"label": score.label, "probability": score.probability} for score in answer.scores]
     if as_json:
         best = {"label": answer.label, "probability": answer.probability}
-        record = {"image": answer.image, **best, "scores": scores, "text": answer.text}
+        trust = {"familiarity": answer.familiarity, "in_guide": answer.in_guide, "coverage": answer.coverage}
+        record = {"image": answer.image, **best, "scores": scores, "text": answer.text, **trust}
         typer.echo(json.dumps(record, ensure_ascii=False, indent=2))
         return
     from rich.cells import cell_len
 
+    if answer.in_guide is False:
+        typer.echo(
+            f"not in this guide: of the pictures it knows, {answer.familiarity:.1%} look as strange; "
+            f"it would be {answer.label}\n"
+        )
     width = max((cell_len(score.label) for score in answer.scores), default=0)
     for score in answer.scores:
         likely = "" if score.probability is None else f"  {score.probability:7.2%}"
         typer.echo(f"{score.label}{' ' * (width - cell_len(score.label))}{likely}".rstrip())
+    if answer.coverage:
+        typer.echo(f"\none of these {len(answer.scores)} is right in {answer.coverage:.0%} of such pictures")
     if answer.text:
         typer.echo(f"\n{answer.text}" if answer.scores else answer.text)
 
@@ -123,6 +135,8 @@ def classify_command(
     labels: Labels = None,
     asking: Asking = None,
     top_k: TopK = None,
+    coverage: Coverage = None,
+    no_abstain: NoAbstain = False,
     batch_size: Annotated[
         int | None, typer.Option(min=1, help="Pictures at once; the guide's own number if not given.")
     ] = None,
@@ -136,7 +150,7 @@ def classify_command(
             f"{photos[0]}: pictures are missing, or a guide", "fieldguide classify GUIDE PHOTOS -o TABLE"
         )
     named, pictures = (photos[0], photos[1:]) if model is None else (model, photos)
-    answerer = _answerer(named, labels, asking)
+    answerer = _answerer(named, labels, asking, coverage, no_abstain)
     usual = getattr(answerer, "answer_settings", AnswerSettings())
     classify_pictures(
         answerer,
@@ -160,15 +174,26 @@ def _guide_at(folder: Path) -> Any:
         raise SettingsError(f"{folder}: no guide there", "to ask a model, give --labels a,b,c") from error
 
 
-def _answerer(model: str, labels: str | None, asking: Path | None) -> Any:
-    """A guide, or a model with the labels it is to choose among."""
+def _answerer(
+    model: str,
+    labels: str | None,
+    asking: Path | None,
+    coverage: float | None = None,
+    no_abstain: bool = False,
+) -> Any:
+    """A guide, with the answer settings that the command line changes; or a model and its labels."""
     from fieldguide.zeroshot.names import read_labels
     from fieldguide.zeroshot.opening import is_guide, is_server, load_asking_settings, open_answerer
 
     if labels is None and asking is None and not is_server(model):
-        return _guide_at(Path(model).expanduser())
+        changes: dict[str, Any] = {"coverage": coverage} if coverage is not None else {}
+        changes |= {"abstain": False} if no_abstain else {}
+        guide = _guide_at(Path(model).expanduser())
+        return guide.answering(**changes) if changes else guide
     if is_guide(model):
         raise SettingsError(f"{model}: a guide has its own labels", "leave --labels and --asking out")
+    if coverage is not None:
+        raise SettingsError("--coverage needs validation pictures, which only a guide has", "leave it out")
     names = read_labels(labels) if labels is not None else None
     # What opening says goes to standard error: `ask --json` prints nothing but JSON.
     return open_answerer(model, names, load_asking_settings(asking), partial(typer.echo, err=True))

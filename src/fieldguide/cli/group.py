@@ -37,6 +37,13 @@ Labels = Annotated[
 Asking = Annotated[
     Path | None, typer.Option("--asking", metavar="TOML", help="How models that are no guides are asked.")
 ]
+Coverage = Annotated[
+    float | None,
+    typer.Option(metavar="SHARE", help="List the labels that hold the right one so often, e.g. 0.9."),
+]
+NoAbstain = Annotated[
+    bool, typer.Option("--no-abstain", help='Never say "not in this guide"; saves the time to find out.')
+]
 RecipeFile = Annotated[Path | None, typer.Option("--recipe", "-r", metavar="TOML", help="A recipe file.")]
 Overrides = Annotated[
     list[str] | None,

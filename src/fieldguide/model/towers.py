@@ -6,7 +6,7 @@ difference: the stand-in returns what the tower returned for these pictures, to 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -93,6 +93,17 @@ def tower_states(network: Any, family: Family, joined: dict[str, Tensor]) -> Ten
     if not numbers:
         return caught[0].last_hidden_state[None]
     return torch.stack([caught[0].hidden_states[number] for number in numbers])
+
+
+def tower_identity(base: str, parts: Mapping[str, str]) -> str:
+    """What a guide's tower gives depends on: its base model, and what was trained of it.
+
+    Args:
+        base: hash of the base model.
+        parts: file → hash of the trained parts. A frozen tower is not told from a trained one: adapters and
+            tensors begun from another guide may reach it in either case.
+    """
+    return fingerprint([base, dict(sorted(parts.items()))])
 
 
 class TowerEncoder:

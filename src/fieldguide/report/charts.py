@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 from markupsafe import Markup, escape
 
-from fieldguide.report.metrics import Calibration, Interval
+from fieldguide.report.intervals import Interval
+from fieldguide.report.reliability import Calibration
 
 LETTER = 7.2  # pixels: a wide mean of the page's font at the charts' size
 

@@ -7,6 +7,7 @@ writes `report/index.html`, `report/predictions.parquet` and, last, `report/metr
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import platform
 import time
@@ -26,6 +27,7 @@ from fieldguide.report.baselines import BaselineInputs, BaselineResult, baseline
 from fieldguide.report.evaluation import Evaluation, Prediction, Timing
 from fieldguide.report.leaks import find_overlap, refuse_overlap
 from fieldguide.report.metrics import Metrics, compute_metrics, mcnemar
+from fieldguide.report.selective import measured_coverages, selective
 from fieldguide.report.steps import read_steps
 
 TOP_K = 5
@@ -89,13 +91,17 @@ def evaluate_guide(
     overlap = find_overlap(chosen, guide.training_pictures(), distance=distance, split=split)
     if not force:
         refuse_overlap(overlap, split)
-    predictions, timing = _predict(guide, dataset, chosen, top_k, batch_size)
-    if all(p.error for p in predictions):
+    conformal = guide.info.get("calibration", {}).get("conformal_scores")
+    read = max([top_k, *measured_coverages(conformal, len(guide.labels)).values()])
+    whole, timing = _predict(guide, dataset, chosen, read, batch_size)
+    if all(p.error for p in whole):
         raise DataError(
-            f"{dataset.folder}: none of the {len(predictions)} pictures of the {split} split can be read "
-            f"({predictions[0].image}: {predictions[0].error})",
+            f"{dataset.folder}: none of the {len(whole)} pictures of the {split} split can be read "
+            f"({whole[0].image}: {whole[0].error})",
             "put them back where they were, or import again",
         )
+    trust = selective(whole, guide.labels, conformal)
+    predictions = [dataclasses.replace(p, scores=p.scores[:top_k]) for p in whole]
     metrics = _metrics(predictions, guide.labels)
     found: tuple[BaselineResult, ...] = ()
     if features is not None:
@@ -124,6 +130,7 @@ def evaluate_guide(
         facts=_facts(dataset, chosen),
         folder=folder,
         steps=read_steps(guide.folder),
+        selective=trust,
     )
     write_report(evaluation, folder)
     return evaluation
@@ -162,6 +169,8 @@ def _schema() -> Any:
             ("error", text),
             ("source", text),
             ("off_list", pa.bool_()),
+            ("familiarity", number),
+            ("in_guide", pa.bool_()),
         ]
     )
 
@@ -227,6 +236,8 @@ def _prediction(example: Example, answer: Answer, path: Path) -> Prediction:
         error=answer.error,
         source=example.source,
         off_list=answer.off_list,
+        familiarity=answer.familiarity,
+        in_guide=answer.in_guide,
     )
 
 

@@ -11,6 +11,7 @@ from fieldguide.records import LabelScore
 from fieldguide.report.baselines import BaselineResult
 from fieldguide.report.leaks import Overlap
 from fieldguide.report.metrics import McNemar, Metrics
+from fieldguide.report.selective import Selective
 
 
 @dataclass(frozen=True)
@@ -29,6 +30,8 @@ class Prediction:
     error: str  # why there is no answer
     source: str
     off_list: bool = False  # answered with none of the labels, or with several
+    familiarity: float | None = None  # None: the guide does not tell
+    in_guide: bool | None = None
 
     @property
     def right(self) -> bool:
@@ -50,6 +53,8 @@ class Prediction:
             "error": self.error,
             "source": self.source,
             "off_list": self.off_list,
+            "familiarity": self.familiarity,
+            "in_guide": self.in_guide,
         }
 
 
@@ -86,6 +91,7 @@ class Evaluation:
     facts: dict[str, Any]  # counts by split, problems by kind, versions, date
     folder: Path | None = None  # where the report lies
     steps: tuple[dict[str, Any], ...] = ()  # the log of the training, if it is there
+    selective: Selective | None = None  # how far single answers can be believed
 
     @property
     def best_baseline(self) -> BaselineResult | None:
@@ -105,6 +111,7 @@ class Evaluation:
             "split": self.split,
             "labels": list(self.labels),
             "guide": self.metrics.to_dict(),
+            "selective": self.selective.to_dict() if self.selective else None,
             "baselines": [result.to_dict() for result in self.baselines],
             "best_baseline": best.name if best else None,
             "baseline_wins": self.baseline_wins,

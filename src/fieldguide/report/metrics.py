@@ -9,7 +9,6 @@ both are listed on their own, and no row is ever dropped.
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections import Counter
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
@@ -19,18 +18,11 @@ import numpy as np
 
 from fieldguide.errors import DataError
 from fieldguide.files import natural_key
+from fieldguide.report.intervals import Interval, wilson_interval
+from fieldguide.report.reliability import Calibration, calibrate_check
 
-Z95 = 1.959963984540054  # two-sided 95% of the normal distribution
 NO_ANSWER = "(no answer)"  # confusion matrix columns that are no labels
 OTHER_ANSWER = "(other answer)"
-
-
-@dataclass(frozen=True)
-class Interval:
-    """A 95% interval."""
-
-    low: float
-    high: float
 
 
 @dataclass(frozen=True)
@@ -52,27 +44,6 @@ class Average:
     precision: float
     recall: float
     f1: float
-
-
-@dataclass(frozen=True)
-class Bin:
-    """One bar of the reliability plot: answers whose probability lies in [low, high)."""
-
-    low: float
-    high: float
-    count: int
-    confidence: float  # mean stated probability
-    accuracy: float  # share that was right
-
-
-@dataclass(frozen=True)
-class Calibration:
-    """Whether the stated probabilities can be believed."""
-
-    ece: float  # expected calibration error: mean |stated − found| over the bins, weighted by count
-    brier: float  # mean (probability of the given answer − 1 if right else 0)²
-    count: int  # answers that came with a probability
-    bins: tuple[Bin, ...]
 
 
 @dataclass(frozen=True)
@@ -119,16 +90,6 @@ class Metrics:
         return dataclasses.asdict(self)
 
 
-def wilson_interval(correct: int, count: int) -> Interval:
-    """95% interval of a share (Wilson 1927): sound for few pictures and for shares near 0 or 1."""
-    if count == 0:
-        return Interval(0.0, 1.0)
-    share, z2 = correct / count, Z95 * Z95
-    centre = (share + z2 / (2 * count)) / (1 + z2 / count)
-    half = Z95 / (1 + z2 / count) * math.sqrt(share * (1 - share) / count + z2 / (4 * count * count))
-    return Interval(max(0.0, min(share, centre - half)), min(1.0, max(share, centre + half)))
-
-
 def mcnemar(first_right: Sequence[bool] | np.ndarray, second_right: Sequence[bool] | np.ndarray) -> McNemar:
     """Exact McNemar test; both sequences speak of the same pictures in the same order."""
     from scipy.stats import binomtest
@@ -138,26 +99,6 @@ def mcnemar(first_right: Sequence[bool] | np.ndarray, second_right: Sequence[boo
     differing = only_first + only_second
     p = float(binomtest(only_first, differing, 0.5).pvalue) if differing else 1.0
     return McNemar(only_first, only_second, p)
-
-
-def calibrate_check(confidence: np.ndarray, right: np.ndarray, bins: int = 10) -> Calibration:
-    """Expected calibration error over equal-width bins (Guo et al. 2017) and Brier score.
-
-    Args:
-        confidence: (n,) stated probability of each given answer, in [0, 1].
-        right: (n,) bool.
-    """
-    place = np.minimum((confidence * bins).astype(int), bins - 1)
-    found, ece = [], 0.0
-    for index in range(bins):
-        inside = place == index
-        count = int(inside.sum())
-        stated = float(confidence[inside].mean()) if count else 0.0
-        accuracy = float(right[inside].mean()) if count else 0.0
-        ece += count * abs(stated - accuracy)
-        found.append(Bin(index / bins, (index + 1) / bins, count, stated, accuracy))
-    brier = float(np.mean((confidence - right) ** 2))
-    return Calibration(ece / len(confidence), brier, len(confidence), tuple(found))
 
 
 def compute_metrics(

@@ -20,6 +20,7 @@ from fieldguide.images import load_picture
 from fieldguide.report.charts import Bar, comparison_chart, line_chart, reliability_chart
 from fieldguide.report.evaluation import Evaluation, Prediction
 from fieldguide.report.metrics import Metrics
+from fieldguide.report.selective import Selective
 from fieldguide.report.steps import step_charts
 from fieldguide.report.wording import (
     loss_curves,
@@ -198,10 +199,18 @@ def render_report(evaluation: Evaluation) -> str:
             settings_text=json.dumps(settings, indent=2, ensure_ascii=False)
             if any(settings.values())
             else "",
+            kept=_kept_chart(evaluation.selective),
             **metric_views(evaluation.metrics),
             **_training_views(info, evaluation.steps),
         )
     )
+
+
+def _kept_chart(found: Selective | None) -> str:
+    """Accuracy of the answers kept, as the least sure are left out."""
+    if found is None or len(found.curve) < 2:
+        return ""
+    return line_chart({"accuracy": found.curve}, "share of the answers kept, the surest first", "accuracy")
 
 
 def _shown(p: Prediction) -> Shown:
