@@ -287,7 +287,9 @@ def write_guide(out: Path, setup: Setup, result: TrainResult) -> Guide:
         setup.model, question, setup.val.tensors(), actual, setup.trie, left_out=_left_out(setup)
     )
     train, val = (flatten_features(part.grid, part.pooled) for part in (setup.train, setup.val))
-    novelty, told = write_novelty(out, train, setup.train.examples, setup.labels, val)
+    novelty, told = write_novelty(
+        out, train, setup.train.examples, setup.labels, val, setup.train.pooled.shape[1]
+    )
     save_assembled(out, setup.model)
     adapter = [f"{ADAPTER_FOLDER}/{name}" for name in ("adapter_config.json", "adapter_model.safetensors")]
     identity = {

@@ -122,7 +122,7 @@ def test_how_far_to_trust_is_asked_for_on_the_command_line(
 def test_ask_says_what_a_set_is(spoken: SpokenGuide, make_picture: Callable[..., Path]) -> None:
     spoken.strange = {"coverage": 0.9}
     result = run("ask", "x.guide", make_picture("a.png"), "--coverage", "0.9")
-    assert "one of these 3 is right in 90% of such pictures" in result.stdout
+    assert "the right label is among these in 90% of pictures like the guide's own" in result.stdout
 
 
 def test_classify_counts_what_is_not_in_the_guide(

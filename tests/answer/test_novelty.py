@@ -17,6 +17,8 @@ from fieldguide.answer.crossfit import fit_novelty, spread_over_labels
 from fieldguide.answer.novelty import Novelty, fit_map, p_values
 from fieldguide.errors import GuideError
 
+POOLED = 15  # of the features, the last ones
+
 
 def clusters(labels: int, each: int, seed: int = 0, features: int = 40, noise: float = 1.0) -> tuple:
     """(n, F) features around `labels` centres that depend on nothing but their number; (n,) targets."""
@@ -29,7 +31,9 @@ def clusters(labels: int, each: int, seed: int = 0, features: int = 40, noise: f
 
 def fitted(labels: int = 5, each: int = 20) -> tuple[Novelty, dict]:
     features, targets = clusters(labels, each)
-    found = fit_novelty(features, targets, labels, np.arange(len(targets)), clusters(labels, 4, seed=1)[0])
+    found = fit_novelty(
+        features, targets, labels, np.arange(len(targets)), clusters(labels, 4, seed=1)[0], POOLED
+    )
     assert found is not None
     return found
 
@@ -45,7 +49,7 @@ def test_a_label_never_seen_is_told_from_those_known() -> None:
     assert record["known"] == 5 * 20 + 5 * 4
 
 
-@pytest.mark.parametrize("part", range(3))
+@pytest.mark.parametrize("part", range(4))
 def test_each_measure_alone_ranks_unknown_above_known(part: int) -> None:
     model, _ = fitted()
     usual, strange = clusters(5, 40, seed=2)[0], clusters(6, 40, seed=3)[0][-40:]
@@ -53,12 +57,31 @@ def test_each_measure_alone_ranks_unknown_above_known(part: int) -> None:
     assert roc_auc_score(np.arange(len(measures)) < 40, measures) > 0.8
 
 
+def test_pictures_of_quite_another_kind_are_refused_though_no_label_tells_them_apart() -> None:
+    """They lie where the training pictures do not vary at all: only the plain distance sees that."""
+    random = np.random.default_rng(0)
+    features, targets = clusters(4, 30)
+    features[:, -POOLED:] = np.abs(random.normal(5, 0.5, (120, POOLED)))
+    features[:, -3:] = 0
+    nothing = np.zeros((0, 40), np.float32)
+    model, _ = fit_novelty(features, targets, 4, np.arange(120), nothing, POOLED)
+    far = features[:40].copy()
+    far[:, -POOLED:-3], far[:, -3:] = 0.2, 5
+    assert (model.familiarity(far) <= 0.05).all()
+    assert (model.familiarity(features[:40]) <= 0.05).mean() < 0.1
+
+
+def test_the_distance_counts_only_beyond_its_usual_spread() -> None:
+    measures = np.array([[1, 1, 1, 0.9], [1, 1, 1, -5], [1, 1, 1, 3]], float)
+    assert novelty.combine(measures, np.zeros(4), np.ones(4)).tolist() == [3, 3, 3 + 2 * 2]
+
+
 def test_of_known_pictures_about_five_in_a_hundred_are_refused() -> None:
     """Cross-fitted scores come from smaller maps, so this is no exact promise: from 2% to 9%."""
     shares = []
     for seed in range(8):
         features, targets = clusters(4, 25, seed=seed)
-        model, _ = fit_novelty(features, targets, 4, np.arange(100), np.zeros((0, 40), np.float32))
+        model, _ = fit_novelty(features, targets, 4, np.arange(100), np.zeros((0, 40), np.float32), POOLED)
         shares.append((model.familiarity(clusters(4, 100, seed=100 + seed)[0]) <= 0.05).mean())
     assert 0.02 <= np.mean(shares) <= 0.09
 
@@ -110,12 +133,12 @@ def test_answers_do_not_depend_on_what_is_beside_them(monkeypatch: pytest.Monkey
 
 def test_dead_features_and_strength_say_nothing() -> None:
     features, targets = clusters(4, 20)
-    dead = np.concatenate([features, np.full((len(features), 3), 7, np.float32)], axis=1)
-    asked = np.concatenate([clusters(4, 5, seed=4)[0], np.full((20, 3), 7 + 1e-4, np.float32)], axis=1)
+    dead = np.concatenate([np.full((len(features), 3), 7, np.float32), features], axis=1)
+    asked = np.concatenate([np.full((20, 3), 7 + 1e-4, np.float32), clusters(4, 5, seed=4)[0]], axis=1)
     groups = np.arange(len(targets))
-    plain = fit_map(features, targets, 4, groups).components(asked[:, :40])
+    plain = fit_map(features, targets, 4, groups, POOLED).components(asked[:, 3:])
     np.testing.assert_allclose(
-        fit_map(dead, targets, 4, groups).components(asked), plain, rtol=0.05, atol=0.05
+        fit_map(dead, targets, 4, groups, POOLED).components(asked), plain, rtol=0.05, atol=0.05
     )
 
 
@@ -126,8 +149,8 @@ def test_near_duplicates_do_not_vouch_for_each_other() -> None:
     copies = np.repeat(single, 5, axis=0) + 0.01 * random.normal(size=(240, 40)).astype(np.float32)
     many, groups = np.repeat(targets, 5), np.repeat(np.arange(48), 5)
     nothing = np.zeros((0, 40), np.float32)
-    together, _ = fit_novelty(copies, many, 4, groups, nothing)
-    apart, _ = fit_novelty(copies, many, 4, np.arange(240), nothing)
+    together, _ = fit_novelty(copies, many, 4, groups, nothing, POOLED)
+    apart, _ = fit_novelty(copies, many, 4, np.arange(240), nothing, POOLED)
     fresh = clusters(4, 100, seed=8)[0]
     assert (together.familiarity(fresh) <= 0.05).mean() < 0.12
     assert (apart.familiarity(fresh) <= 0.05).mean() > 0.5
@@ -139,18 +162,20 @@ def test_near_duplicates_do_not_vouch_for_each_other() -> None:
 def test_too_little_to_tell_by_gives_nothing(labels: int, each: int, groups: int | None) -> None:
     features, targets = clusters(labels, each)
     numbers = np.arange(len(targets)) if groups is None else np.zeros(len(targets), np.int64)
-    assert fit_novelty(features, targets, labels, numbers, np.zeros((0, 40), np.float32)) is None
+    assert fit_novelty(features, targets, labels, numbers, np.zeros((0, 40), np.float32), POOLED) is None
 
 
 def test_two_labels_are_enough_and_labels_of_one_picture_are_no_hindrance() -> None:
     features, targets = clusters(2, 15)
-    found = fit_novelty(features, targets, 2, np.arange(30), np.zeros((0, 40), np.float32))
+    found = fit_novelty(features, targets, 2, np.arange(30), np.zeros((0, 40), np.float32), POOLED)
     assert found is not None
     assert found[1]["auroc"] is None
     assert found[1]["validation_kept"] is None
     features, targets = clusters(5, 10)
     kept = np.flatnonzero((targets != 4) | (np.arange(50) == 49))  # one picture of the last label
-    found = fit_novelty(features[kept], targets[kept], 5, np.arange(len(kept)), np.zeros((0, 40), np.float32))
+    found = fit_novelty(
+        features[kept], targets[kept], 5, np.arange(len(kept)), np.zeros((0, 40), np.float32), POOLED
+    )
     assert found is not None
     assert found[1]["known"] == 40  # that picture has no score: without it its label is not known
 

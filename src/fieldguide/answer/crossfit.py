@@ -46,7 +46,12 @@ def spread_over_labels(targets: np.ndarray, most: int = MOST_PICTURES, seed: int
 
 
 def fit_novelty(
-    features: np.ndarray, targets: np.ndarray, count: int, groups: np.ndarray, validation: np.ndarray
+    features: np.ndarray,
+    targets: np.ndarray,
+    count: int,
+    groups: np.ndarray,
+    validation: np.ndarray,
+    pooled: int,
 ) -> tuple[Novelty, dict[str, Any]] | None:
     """Fit the map on the training pictures, and learn how known and unknown ones fare.
 
@@ -55,6 +60,7 @@ def fit_novelty(
         targets: (n,) label numbers in [0, count).
         groups: (n,) numbers; pictures of a group stay together.
         validation: (v, F) known pictures that trained nothing; may be none.
+        pooled: how many of the features, the last ones, are the encoder's pooled output.
 
     Returns:
         None when there is too little to tell by: a label without pictures, or fewer than 19 known scores.
@@ -64,18 +70,18 @@ def fit_novelty(
     folds = _folds(targets, groups)
     if folds.max() < 1:
         return None
-    known = _known(features, targets, groups, folds)
+    known = _known(features, targets, groups, folds, pooled)
     seen = known[np.isfinite(known).all(1)]
     if len(seen) + len(validation) < FEWEST or len(seen) < 2:
         return None
-    whole = fit_map(features, targets, count, groups)
+    whole = fit_map(features, targets, count, groups, pooled)
     offset, spread = seen.mean(0), np.maximum(seen.std(0), 1e-6)
     left_out = np.sort(combine(seen, offset, spread))
     validated = combine(whole.components(validation), offset, spread)
     scores = np.sort(np.concatenate([left_out, validated]))
     novelty = Novelty(whole, *(np.asarray(a, np.float32) for a in (offset, spread, scores)))
     kept = float((p_values(validated, left_out) > 1 - KEEP).mean()) if len(validated) else None
-    auroc, refused, labels = _unknown(features, targets, count, groups, folds, novelty)
+    auroc, refused, labels = _unknown(features, targets, count, groups, folds, novelty, pooled)
     record = NoveltyRecord(len(features), len(scores), kept, labels, auroc, refused)
     return novelty, vars(record).copy()
 
@@ -98,23 +104,30 @@ def _folds(targets: np.ndarray, groups: np.ndarray) -> np.ndarray:
 
 
 def _refit(
-    features: np.ndarray, targets: np.ndarray, groups: np.ndarray, kept: np.ndarray, asked: np.ndarray
+    features: np.ndarray,
+    targets: np.ndarray,
+    groups: np.ndarray,
+    kept: np.ndarray,
+    asked: np.ndarray,
+    pooled: int,
 ) -> np.ndarray:
-    """(asked, 3) measures of pictures under a map fitted on others; NaN if fewer than two labels remain."""
+    """(asked, 4) measures of pictures under a map fitted on others; NaN if fewer than two labels remain."""
     labels, numbers = np.unique(targets[kept], return_inverse=True)
     if len(labels) < 2:
-        return np.full((len(asked), 3), np.nan)
-    return fit_map(features[kept], numbers, len(labels), groups[kept]).components(features[asked])
+        return np.full((len(asked), 4), np.nan)
+    return fit_map(features[kept], numbers, len(labels), groups[kept], pooled).components(features[asked])
 
 
-def _known(features: np.ndarray, targets: np.ndarray, groups: np.ndarray, folds: np.ndarray) -> np.ndarray:
-    """(n, 3) measures of each picture by a map without its fold; NaN where that map lacks its label."""
-    found = np.full((len(targets), 3), np.nan)
+def _known(
+    features: np.ndarray, targets: np.ndarray, groups: np.ndarray, folds: np.ndarray, pooled: int
+) -> np.ndarray:
+    """(n, 4) measures of each picture by a map without its fold; NaN where that map lacks its label."""
+    found = np.full((len(targets), 4), np.nan)
     for fold in range(folds.max() + 1):
         kept = np.flatnonzero(folds != fold)
         asked = np.flatnonzero((folds == fold) & np.isin(targets, targets[kept]))
         if len(asked):
-            found[asked] = _refit(features, targets, groups, kept, asked)
+            found[asked] = _refit(features, targets, groups, kept, asked, pooled)
     return found
 
 
@@ -125,6 +138,7 @@ def _unknown(
     groups: np.ndarray,
     folds: np.ndarray,
     novelty: Novelty,
+    pooled: int,
 ) -> tuple[float | None, float | None, int]:
     """Mean AUROC and mean share refused of labels held out in turn, and how many were."""
     from sklearn.metrics import roc_auc_score
@@ -140,7 +154,7 @@ def _unknown(
         usual = np.flatnonzero((folds == fold) & (targets != label) & np.isin(targets, targets[kept]))
         if not len(usual):
             continue
-        measures = _refit(features, targets, groups, kept, np.concatenate([strange, usual]))
+        measures = _refit(features, targets, groups, kept, np.concatenate([strange, usual]), pooled)
         if np.isnan(measures).any():
             continue
         scores = combine(measures, novelty.offset, novelty.spread)

@@ -25,6 +25,7 @@ def write_novelty(
     examples: Sequence[Example],
     labels: Sequence[str],
     validation: np.ndarray,
+    pooled: int,
 ) -> Written:
     """Fit the novelty score and write it into a guide folder; nothing where there is too little to tell by.
 
@@ -32,12 +33,14 @@ def write_novelty(
         features: (n, F) of the training pictures, in step with `examples`.
         labels: all that the guide knows.
         validation: (v, F) of known pictures that trained nothing.
+        pooled: how many of the features, the last ones, are the encoder's pooled output.
     """
     numbers = {label: number for number, label in enumerate(labels)}
     targets = np.array([numbers[e.label] for e in examples], np.int64)
     chosen = spread_over_labels(targets)
     groups = np.unique([examples[i].group or examples[i].id for i in chosen], return_inverse=True)[1]
-    found = fit_novelty(features[chosen], targets[chosen], len(labels), groups, validation[:MOST_PICTURES])
+    val = validation[:MOST_PICTURES]
+    found = fit_novelty(features[chosen], targets[chosen], len(labels), groups, val, pooled)
     if found is None:
         return [], None
     novelty, record = found
@@ -73,7 +76,7 @@ def write_tower_novelty(
         features = flatten_features(table.grid, table.pooled)[[at for _, at in kept]]
         seen.append(([part.examples[i] for i, _ in kept], features))
     (examples, features), (_, validation) = seen
-    return write_novelty(out, features, examples, labels, validation)
+    return write_novelty(out, features, examples, labels, validation, encoder.pooled_size)
 
 
 def part_hashes(files: Mapping[str, str]) -> dict[str, str]:

@@ -109,7 +109,9 @@ def ask_command(
         likely = "" if score.probability is None else f"  {score.probability:7.2%}"
         typer.echo(f"{score.label}{' ' * (width - cell_len(score.label))}{likely}".rstrip())
     if answer.coverage:
-        typer.echo(f"\none of these {len(answer.scores)} is right in {answer.coverage:.0%} of such pictures")
+        typer.echo(
+            f"\nthe right label is among these in {answer.coverage:.0%} of pictures like the guide's own"
+        )
     if answer.text:
         typer.echo(f"\n{answer.text}" if answer.scores else answer.text)
 
