@@ -252,3 +252,21 @@ def test_a_tuned_guide_tells_what_is_not_in_it(data: Dataset, tmp_path: Path) ->
     assert guide.ask(pictures[0]).familiarity == answers[0].familiarity
     plain = train_guide(data, tmp_path / "h.guide", recipe(tmp_path), announce=quiet)
     assert plain.encoder.key != guide.encoder.key, "another tower's features must not be taken from the cache"
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{}, {"language_part": "full"}, {"quantise": "nf4", "pretrain_epochs": 1}, {"vision_part": "lora"}],
+)
+def test_16_bits_train_validate_and_calibrate(
+    data: Dataset, tmp_path: Path, settings: dict[str, Any]
+) -> None:
+    """Parts that train are held in 32 bits beside others in 16, also while answering."""
+    if settings.get("quantise"):
+        pytest.importorskip("bitsandbytes")
+    wanted = recipe(tmp_path, precision="bf16", epochs=1, **settings)
+    guide = train_guide(data, tmp_path / "x.guide", wanted, announce=quiet)
+    [entry] = guide.info["training"]["history"]
+    assert 0 < entry["validation_loss"] < 10
+    answers = load_guide(guide.folder).classify([data.path(e) for e in data.of("test")])
+    assert all(answer.label in data.labels for answer in answers)

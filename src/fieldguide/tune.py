@@ -322,6 +322,7 @@ def _write(out: Path, tuning: Tuning, result: TrainResult) -> Guide:
     from fieldguide.answer.familiar import write_tower_novelty
     from fieldguide.model.opening import card_of
     from fieldguide.model.tuned import save_tuned
+    from fieldguide.model.tuning import mixed_arithmetic
     from fieldguide.train.fingerprints import base_hash
 
     model, recipe = tuning.model, tuning.recipe
@@ -330,10 +331,12 @@ def _write(out: Path, tuning: Tuning, result: TrainResult) -> Guide:
     if tuning.labels:
         actual = [e.label for e in tuning.val.examples]
         question = recipe.answer.question
-        calibration = calibrate(model, question, tuning.val.pictures, actual, tuning.trie).to_dict()
+        with mixed_arithmetic(model.device, tuning.opened.precision):
+            calibration = calibrate(model, question, tuning.val.pictures, actual, tuning.trie).to_dict()
     parts = save_tuned(out, model.network, tuning.kept)
     base, shown = tuning.opened.sha256, (tuning.train, tuning.val)
-    novelty, told = write_tower_novelty(out, model, base, parts, *shown, tuning.labels)
+    with mixed_arithmetic(model.device, tuning.opened.precision):
+        novelty, told = write_tower_novelty(out, model, base, parts, *shown, tuning.labels)
     card = card_of(tuning.opened)
     identity = {
         "labels": list(tuning.labels),

@@ -48,6 +48,11 @@ def choose_precision(device: torch.device, wanted: str = "auto") -> tuple[str, s
     return "fp16", "arithmetic: fp16 (this device has no bf16)"
 
 
+def mixed_arithmetic(device: torch.device, precision: str) -> Any:
+    """Within it a model answers that holds trained parts in fp32 beside others in 16 bits, as in training."""
+    return torch.autocast(device.type, DTYPES[precision], enabled=precision != "fp32")
+
+
 def choose_attention(device: torch.device, wanted: str = "auto") -> tuple[str, str]:
     """(transformers' name of the attention implementation, a sentence for the log).
 

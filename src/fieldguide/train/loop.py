@@ -372,7 +372,8 @@ class Loop:
         self.model.eval()
         if self.validate is not None:
             # Processes may differ in the last bits; what they decide by these figures must be the same.
-            with self.shards.readable() if self.shards else nullcontext():
+            # In the arithmetic of training: a part that trains is held in fp32 beside others in 16 bits.
+            with self.accelerator.autocast(), self.shards.readable() if self.shards else nullcontext():
                 measured = self.processes.agreed(self.validate())
             entry.update({f"validation_{key}": value for key, value in measured.items()})
         value = entry.get("validation_loss", entry["loss"])
