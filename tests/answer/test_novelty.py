@@ -57,8 +57,7 @@ def test_each_measure_alone_ranks_unknown_above_known(part: int) -> None:
     assert roc_auc_score(np.arange(len(measures)) < 40, measures) > 0.8
 
 
-def test_pictures_of_quite_another_kind_are_refused_though_no_label_tells_them_apart() -> None:
-    """They lie where the training pictures do not vary at all: only the plain distance sees that."""
+def test_pictures_of_quite_another_kind_are_refused() -> None:
     random = np.random.default_rng(0)
     features, targets = clusters(4, 30)
     features[:, -POOLED:] = np.abs(random.normal(5, 0.5, (120, POOLED)))
