@@ -23,6 +23,7 @@ from fieldguide.testing import tiny_model
 from fieldguide.testing.hub import save_tiny
 from fieldguide.train.sharded import Shards, check_shard, launched_sharded
 from test_stopping import Tensors, command, run, start, stopped  # noqa: F401
+from test_tune_faults import mixed
 
 TWO = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
 SHARD = ("--set", "train.shard=true")
@@ -113,6 +114,20 @@ def stopped_two(process: subprocess.Popen[str], folder: Path) -> None:
     _, errors = process.communicate(timeout=90)
     assert process.returncode != 0
     assert "fieldguide: stopped after step " in errors, errors[-3000:]
+
+
+def test_a_process_whose_rows_show_nothing_keeps_step_with_one_that_sees(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Words only in one process, pictures in the other: the gradient would take two ways."""
+    monkeypatch.setenv("FIELDGUIDE_CACHE", str(tmp_path / "cache"))
+    data, model = mixed(tmp_path), save_tiny("llava", tmp_path / "tiny")
+    small = settings(model=model, epochs=2, batch_size=4, lora_rank=2, learning_rate=1e-3)
+    plain = ["train", str(data.folder), *small]
+    run(*plain, "-o", str(tmp_path / "one"))
+    finished(start(*plain, *SHARD, "-o", str(tmp_path / "two"), launcher=TWO), tmp_path / "two")
+    wanted, found = tensors(tmp_path / "one"), tensors(tmp_path / "two")
+    assert max(float((wanted[name] - found[name]).abs().max()) for name in wanted) < 1e-5
 
 
 @pytest.fixture

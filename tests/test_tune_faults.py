@@ -72,6 +72,15 @@ def test_rows_of_words_only_are_left_out_where_the_language_part_is_frozen(
         train_guide(only, tmp_path / "y.guide", recipe(tmp_path, language_part="frozen"), announce=quiet)
 
 
+@pytest.mark.parametrize("seed", [0, 1, 2, 3])
+def test_a_first_batch_of_words_only_proves_nothing_about_the_projector(tmp_path: Path, seed: int) -> None:
+    data = mixed(tmp_path)
+    guide = train_guide(
+        data, tmp_path / "x.guide", recipe(tmp_path, batch_size=1, epochs=1, seed=seed), announce=quiet
+    )
+    assert {change["changed"] > 0 for change in guide.info["training"]["changes"].values()} == {True}
+
+
 def test_what_another_guides_tower_learnt_is_what_the_stored_outputs_show(tmp_path: Path) -> None:
     data = labelled(tmp_path)
     one = recipe(tmp_path, vision_part="full", language_part="frozen", learning_rate=5e-2, epochs=2)

@@ -282,7 +282,10 @@ class Loop:
             norms = self._step(progress, [rows[i].name for numbers in window for i in numbers])
             progress.batch += len(window)
             progress.supervised_tokens += tokens
-            if self._unproved and not self.optimizer.step_was_skipped:
+            seen = {i for numbers in window for i in numbers}
+            # A step of words only, in a training that also has pictures, moves nothing but the language part.
+            words_only = any(row.visual for row in rows) and not any(rows[i].visual for i in seen)
+            if self._unproved and not words_only and not self.optimizer.step_was_skipped:
                 certificate.check_first_step(self.model, before)
                 self._unproved = False
             self.log.step(
@@ -312,20 +315,32 @@ class Loop:
     def _backward(self, rows: Sequence[Row], tokens: int) -> float:
         """Add the gradient of one batch; its loss, over all processes."""
         mine = self.processes.share(rows)
-        batch = collate(mine or rows[:1], self.accelerator.device)
+        learnt = sum(row.targets for row in mine)
+        batch = collate([*mine, *self._beside(mine, rows)], self.accelerator.device)
         pictures = self.pictures.rows(batch.pictures)
         with self.accelerator.autocast() if self.shards else nullcontext():
             logits = self.wrapped(self.question, pictures, batch.ids, batch.supervised)
         # Summed over tokens, divided once: accumulating gives the gradient of the joined batch.
-        loss = cross_entropy(logits.float(), batch.targets, reduction="sum") / tokens
-        if not mine:  # fewer rows than processes: this one only keeps step with the others
-            loss = 0 * loss
+        loss = cross_entropy(logits[:learnt].float(), batch.targets[:learnt], reduction="sum") / tokens
+        if learnt < len(logits):  # rows that this process reads only to keep step with the others
+            loss = loss + 0 * logits[learnt:].float().sum()
         # The sum is none in all processes when it is in one: none is left waiting for another that gave up.
         total = self.processes.sum(loss.item())
         self._check("loss", total, [row.name for row in rows])
         # Processes average their gradients, so each counts as often as there are processes.
         self.accelerator.backward(loss * self.processes.count)
         return total
+
+    def _beside(self, mine: Sequence[Row], rows: Sequence[Row]) -> list[Row]:
+        """Rows of a batch that this process reads without learning from them, so that all processes do alike.
+
+        One has no row of its own where there are fewer rows than processes; and of a sharded model the
+        gradient takes another way through the layers where no picture comes in.
+        """
+        if not mine:
+            return [next((row for row in rows if row.visual), rows[0])]
+        shown = [row for row in rows if row.visual]
+        return shown[:1] if self.shards and shown and not any(row.visual for row in mine) else []
 
     def _order(self, rows: Sequence[Row], epoch: int) -> list[list[int]]:
         settings = self.settings

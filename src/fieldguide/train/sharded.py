@@ -90,7 +90,6 @@ class Shards:
         self.model: Any = fully_shard(
             root, mesh=mesh, reshard_after_forward=False, ignored_params=kept or None
         )
-        self.model.set_reduce_scatter_unused_params(True)  # a projector, in a process without pictures
         model.every_pass_alike = True
 
     @contextmanager
