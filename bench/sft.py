@@ -39,7 +39,7 @@ from fieldguide.model.tuning import prepare_parts
 from fieldguide.records import Turn
 from fieldguide.settings import TrainSettings
 from fieldguide.train.batches import collate
-from fieldguide.train.memory import in_use, peak_use
+from fieldguide.train.memory import MemoryUse
 from fieldguide.train.pictures import LazyPictures, TowerStore
 from fieldguide.train.rows import Row, conversation_row
 
@@ -217,9 +217,9 @@ def main() -> None:
         return
     transformers.logging.set_verbosity_error()
     if arguments.peak:
-        in_use(torch.device("cpu"))
-        one(arguments.peak, arguments.tower, arguments.pictures, arguments.cache)
-        print(peak_use(torch.device("cpu")) / 1e9)
+        with MemoryUse(torch.device("cpu")) as use:
+            one(arguments.peak, arguments.tower, arguments.pictures, arguments.cache)
+        print(use.most / 1e9)
         return
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)

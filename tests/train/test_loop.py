@@ -396,3 +396,10 @@ def test_steps_that_overflow_are_left_out_and_a_resumed_scale_is_the_same(tmp_pa
     resumed = scaled(tmp_path / "stopped", 2.0**127)
     resumed.run(resume=True)
     assert equal(copies(whole.model, learnt=True), copies(resumed.model, learnt=True))
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp32"])
+def test_a_process_trains_in_one_precision_after_another(tmp_path: Path, precision: str) -> None:
+    for number, each in enumerate(("fp32", "bf16", precision)):
+        run = tiny.make_loop(tmp_path / str(number), precision=each)
+        assert run.accelerator.mixed_precision == {"fp32": "no"}.get(each, each)

@@ -95,13 +95,14 @@ def make_loop(folder: Path, **changes: Any) -> Loop:
     Args:
         folder: of its checkpoints.
         changes: of the settings; or `model`, `features`, `rows_of`, `validate`, `identity` in place of the
-            made ones.
+            made ones; `precision`.
     """
     given = {
         name: changes.pop(name)
         for name in ("model", "features", "rows_of", "validate", "identity")
         if name in changes
     }
+    precision = changes.pop("precision", "fp32")
     train = settings(**changes)
     grid, pooled, targets = pictures(24)
     model = given.get("model") or new_model(train.lora_dropout)
@@ -124,6 +125,7 @@ def make_loop(folder: Path, **changes: Any) -> Loop:
         ANSWER.question,
         given.get("identity", IDENTITY),
         lambda line: None,
+        precision=precision,
     )
 
 

@@ -20,6 +20,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs, InitProcessGroupKwargs
+from accelerate.state import AcceleratorState
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
@@ -113,6 +114,8 @@ class Loop:
         unused = DistributedDataParallelKwargs(find_unused_parameters=True, gradient_as_bucket_view=True)
         patient = InitProcessGroupKwargs(timeout=PATIENCE)
         mixed = {"fp32": "no"}.get(precision, precision)
+        # The state is the process's, and one that trained before in another precision would refuse this one.
+        AcceleratorState._reset_state()
         self.accelerator = Accelerator(
             cpu=on_cpus(), mixed_precision=mixed, kwargs_handlers=[unused, patient]
         )

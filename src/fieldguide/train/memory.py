@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import gc
 import os
-import resource
-import sys
+import threading
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
+import psutil
 import torch
 from torch import nn
 
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 
 GB = 1e9
 STATES = 12  # bytes a trained weight: gradient and two moments in fp32
+SLACK = 32 << 20  # bytes by which the kernel's two counts of resident memory may differ
 STATES_8BIT = 6  # gradient in fp32 and two moments in 8 bits
 
 
@@ -60,14 +62,14 @@ def plan_memory(loop: Loop, settings: TrainSettings) -> MemoryPlan:
     if weights + states > limit:
         raise _too_much(weights + states, limit, settings, "the weights and the optimizer alone need")
     rows = loop.worst_batch()
-    before = in_use(device)
     try:
-        loop.dry_run(rows)
+        with MemoryUse(device) as use:
+            loop.dry_run(rows)
     except torch.OutOfMemoryError as error:
         raise _too_much(limit, limit, settings, "the longest batch needs more than") from error
-    peak = peak_use(device)
+    peak = use.most
     longest = max(row.visual + len(row.ids) for row in rows)
-    plan = MemoryPlan(weights, states, max(0, peak - before), peak, limit, len(rows), longest * len(rows))
+    plan = MemoryPlan(weights, states, peak - use.before, peak, limit, len(rows), longest * len(rows))
     if peak + states > limit:
         raise _too_much(peak + states, limit, settings, "the longest batch brings it to")
     return plan
@@ -101,34 +103,63 @@ def memory_of(device: torch.device) -> int:
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
-def in_use(device: torch.device) -> int:
-    """Bytes in use now; the counter of the peak starts anew where that is possible."""
-    gc.collect()  # what nobody holds any more would be freed during the measurement, and hide what is added
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(device)
-        return int(torch.cuda.memory_allocated(device))
-    try:  # Linux: forget the peak so far
-        with open("/proc/self/clear_refs", "w") as file:
-            file.write("5")
-    except OSError:
-        return peak_use(device)
-    return _status("VmRSS") or peak_use(device)
+class MemoryUse:
+    """What is in use before and most while a block runs: `with MemoryUse(device) as use: ...; use.most`.
+
+    On a CPU it is the process's resident memory. Linux keeps its peak, which can be set back on most kernels;
+    elsewhere, and where the kernel refuses, a thread looks every 5 ms, and a shorter peak can be missed.
+    """
+
+    LOOK = 0.005  # seconds
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self.before = self.most = 0
+        self._process = psutil.Process()
+        self._over = threading.Event()
+        self._watcher = threading.Thread(target=self._watch, daemon=True)
+
+    def __enter__(self) -> MemoryUse:
+        gc.collect()  # what nobody holds would be freed during the measurement, and hide what is added
+        if self.device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(self.device)
+            self.before = self.most = int(torch.cuda.memory_allocated(self.device))
+            return self
+        self.before = self.most = self._process.memory_info().rss
+        self._forgot = forget_peak() and kept_peak() <= self.before + SLACK
+        if not self._forgot:
+            self._watcher.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.device.type == "cuda":
+            self.most = int(torch.cuda.max_memory_allocated(self.device))
+        elif self._forgot:
+            self.most = max(self.most, kept_peak())
+        else:
+            self._over.set()
+            self._watcher.join()
+
+    def _watch(self) -> None:
+        while True:
+            self.most = max(self.most, self._process.memory_info().rss)
+            if self._over.wait(self.LOOK):
+                return
 
 
-def peak_use(device: torch.device) -> int:
-    """Most bytes in use since `in_use`, or since the start where the counter cannot be set back."""
-    if device.type == "cuda":
-        return int(torch.cuda.max_memory_allocated(device))
-    unit = 1 if sys.platform == "darwin" else 1024
-    return _status("VmHWM") or resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
-
-
-def _status(name: str) -> int:
+def forget_peak() -> bool:
+    """Ask the kernel to count this process's peak of memory anew; False where it cannot."""
     try:
-        with open("/proc/self/status") as file:
-            for line in file:
-                if line.startswith(name):
-                    return int(line.split()[1]) * 1024
+        Path("/proc/self/clear_refs").write_text("5")
     except OSError:
-        pass
-    return 0
+        return False
+    return True
+
+
+def kept_peak() -> int:
+    """The kernel's count of this process's peak, bytes; 0 where it keeps none."""
+    try:
+        lines = Path("/proc/self/status").read_text().splitlines()
+    except OSError:
+        return 0
+    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM")), 0)
