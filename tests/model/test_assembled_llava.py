@@ -255,7 +255,9 @@ def test_the_real_language_model_keeps_its_tied_head(tmp_path: Path) -> None:
     ids = torch.tensor([[504, 2471, 314, 253]])
     with torch.no_grad():
         size = alone.config.vocab_size
-        assert torch.equal(alone(input_ids=ids).logits, network(input_ids=ids).logits[..., :size])
+        found = network(input_ids=ids).logits
+        # The weights are equal; where they lie decides which kernel multiplies them, and so the last bits.
+        torch.testing.assert_close(alone(input_ids=ids).logits, found[..., :size], rtol=1e-5, atol=1e-4)
         plain = transformers.LlavaForConditionalGeneration.from_pretrained(made.folder)
-        assert torch.equal(plain(input_ids=ids).logits, network(input_ids=ids).logits)
+        torch.testing.assert_close(plain(input_ids=ids).logits, found, rtol=1e-5, atol=1e-4)
     assert_plain_answers(made, plain)

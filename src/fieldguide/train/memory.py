@@ -5,6 +5,7 @@ A run that dies of memory an hour later is worse than one that is refused now, w
 
 from __future__ import annotations
 
+import ctypes
 import gc
 import os
 import threading
@@ -121,6 +122,7 @@ class MemoryUse:
 
     def __enter__(self) -> MemoryUse:
         gc.collect()  # what nobody holds would be freed during the measurement, and hide what is added
+        give_back_free_memory()
         if self.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(self.device)
             self.before = self.most = int(torch.cuda.memory_allocated(self.device))
@@ -145,6 +147,14 @@ class MemoryUse:
             self.most = max(self.most, self._process.memory_info().rss)
             if self._over.wait(self.LOOK):
                 return
+
+
+def give_back_free_memory() -> None:
+    """Have the C library return what it keeps for later: a batch that fits in there seems to add nothing."""
+    try:
+        ctypes.CDLL(None).malloc_trim(0)
+    except (AttributeError, OSError, TypeError):  # not glibc
+        return
 
 
 def forget_peak() -> bool:

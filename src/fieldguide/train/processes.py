@@ -15,7 +15,7 @@ from torch import Tensor
 
 from fieldguide.errors import SettingsError
 from fieldguide.train.checkpoint import random_state
-from fieldguide.train.sharing import group
+from fieldguide.train.sharing import group, leave_at_exit
 
 SPLITTING = (DistributedType.FSDP, DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM)
 
@@ -40,6 +40,8 @@ class Processes:
         self.number = int(accelerator.process_index)
         self.first = self.number == 0
         self._accelerator = accelerator
+        if self.count > 1:
+            leave_at_exit()
 
     def share(self, rows: Sequence[T]) -> list[T]:
         """This process's rows of a batch; none where there are fewer rows than processes."""

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import atexit
 import os
 from collections.abc import Callable, Sequence
 from datetime import timedelta
+from functools import cache
 from typing import TYPE_CHECKING, Any, TypeVar
 
 if TYPE_CHECKING:
@@ -39,7 +41,26 @@ def group() -> PartialState:
     """This process among those it was started with; the first call waits until all have come."""
     from accelerate import PartialState
 
-    return PartialState(cpu=on_cpus(), timeout=PATIENCE)
+    state = PartialState(cpu=on_cpus(), timeout=PATIENCE)
+    leave_at_exit()
+    return state
+
+
+@cache
+def leave_at_exit() -> None:
+    """Have this process leave its group in an orderly way when it ends.
+
+    Else gloo's threads may still run while Python ends, and a process that has done all its work aborts. NCCL
+    does without, and would wait for processes that have failed.
+    """
+
+    def leave() -> None:
+        import torch
+
+        if torch.distributed.is_initialized() and torch.distributed.get_backend() == "gloo":
+            torch.distributed.destroy_process_group()
+
+    atexit.register(leave)
 
 
 def first_says(values: T) -> T:
