@@ -93,6 +93,14 @@ def _network_where_marked(request: pytest.FixtureRequest, guard: Guard) -> Itera
     guard.open = False
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _few_heat_maps() -> Iterator[None]:
+    """A report tries heat maps on several pictures, at sixty answers each: here one is enough."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("fieldguide.report.deletion.PICTURES", 1)
+        yield
+
+
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
     """Real pictures that lie beside the repository; they are not part of it."""

@@ -480,6 +480,60 @@ def test_new_pictures_are_named(
 
 
 @pytest.mark.starter
+def test_an_explanation_shows_what_can_be_checked(built: tuple[Guide, list[str]], tmp_path: Path) -> None:
+    from fieldguide.report.explained import render_explanations
+
+    guide, _ = built
+    rows = guide.training_pictures()
+    taught = next(row for row in rows if row["split"] == "train")
+    picture = guide.folder / "dataset" / taught["image"]
+    found = guide.explain(picture, heat=False)
+    assert found.answer.label == guide.classify([picture])[0].label
+    assert found.marks == guide.notes[found.answer.label].field_marks
+    assert len(found.neighbours) == 5
+    near = [one.similarity for one in found.neighbours]
+    assert near == sorted(near, reverse=True)
+    by_image = {row["image"]: row["label"] for row in rows if row["split"] == "train"}
+    assert all(by_image[one.image] == one.label for one in found.neighbours)
+    assert taught["image"] not in {one.image for one in found.neighbours}, "the picture itself says nothing"
+    assert all(one.path is not None for one in found.neighbours)
+    assert all(one.differences for one in found.rivals), "the marks of both are in the notes"
+    page = render_explanations([found], "one")
+    assert all(text in page for text in (*found.marks, found.answer.label, found.neighbours[0].label))
+    assert page.count("<img") == 6
+    assert json.loads(json.dumps(found.to_dict()))["neighbours"][0]["similarity"] == near[0]
+
+    elsewhere = guide.explain(picture, heat=False, dataset=tmp_path)
+    assert [one.image for one in elsewhere.neighbours] == [one.image for one in found.neighbours]
+    assert all(one.path is None for one in elsewhere.neighbours)
+    assert "not here: " in render_explanations([elsewhere], "two")
+
+
+@pytest.mark.starter
+def test_the_report_says_whether_heat_maps_mean_something(built: tuple[Guide, list[str]]) -> None:
+    found = read_json(built[0].folder / "report" / "metrics.json")["deletion_test"]
+    assert found["pictures"] == 1
+    assert found["difference"] == pytest.approx(found["hottest"] - found["random"])
+    assert "Do its heat maps mean something?" in built[0].report.read_text(encoding="utf-8")
+
+
+@pytest.mark.starter
+def test_a_page_explains_the_least_sure_answers(built: tuple[Guide, list[str]], tmp_path: Path) -> None:
+    from fieldguide.answer.classify import classify_pictures
+    from fieldguide.answer.explain import explain_least_sure
+
+    guide, _ = built
+    dataset = guide.folder / "dataset"
+    chosen = [dataset / row["image"] for row in guide.training_pictures()[:6]]
+    summary = classify_pictures(guide, chosen, tmp_path / "names.csv", announce=lambda line: None)
+    sure = {answer.image: answer.probability for answer in guide.classify(chosen)}
+    assert [str(path) for path in summary.least_sure] == sorted(sure, key=lambda image: (sure[image], image))
+    [found] = explain_least_sure(guide, summary.least_sure[:1])
+    assert found.where is not None
+    assert found.answer.image == str(summary.least_sure[0])
+
+
+@pytest.mark.starter
 def test_plain_peft_loads_the_guides_adapter(built: tuple[Guide, list[str]]) -> None:
     import torch
     from peft import PeftModel

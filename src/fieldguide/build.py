@@ -137,12 +137,14 @@ def evaluate(
         encoder: where the caller has loaded it already.
         options: of `fieldguide.report.evaluate.evaluate_guide`.
     """
+    from fieldguide.report.deletion import PICTURES
     from fieldguide.report.evaluate import evaluate_guide
 
     split = str(options.get("split", "test"))
     if guide.answer_settings.coverage:  # the report measures sets of its own, from the best labels
         guide = guide.answering(coverage=0.0)
     inputs = baseline_inputs(guide, dataset, encoder or guide.encoder, split)
+    options = {"heat_pictures": PICTURES, **options}
     return evaluate_guide(guide, dataset, inputs, **options)  # type: ignore[arg-type]
 
 

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     import numpy as np
     from PIL.Image import Image
 
+    from fieldguide.answer.explain import Explanation
     from fieldguide.answer.judge import Judge
     from fieldguide.answer.trie import LabelTrie
     from fieldguide.model.local import LocalModel, Pictures
@@ -247,6 +248,12 @@ class Guide:
             text = explain(self.model, started, 0, label, turn, settings.max_new_tokens)
         [familiar] = self._familiarity(pictures, [Path(picture)])
         return replace(self._judge.answer(str(picture), scores, familiar), text=text)
+
+    def explain(self, picture: Path | str, question: str = "", **options: Any) -> Explanation:
+        """Name one picture, with what can be checked about the answer: see `answer.explain`."""
+        from fieldguide.answer.explain import explain
+
+        return explain(self, picture, question, **options)
 
     def _free(self, pictures: Pictures, question: str) -> str:
         """What a guide without labels says of one picture."""

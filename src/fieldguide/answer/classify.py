@@ -9,6 +9,7 @@ written last, whole or not at all, and then the ledger is deleted.
 from __future__ import annotations
 
 import csv
+import heapq
 import json
 import os
 import time
@@ -26,6 +27,7 @@ from fieldguide.progress import progress_bar
 from fieldguide.records import Answer
 
 TOLD = ("familiarity", "in_guide")  # columns that are there where the guide tells them
+LEAST_SURE = 20
 ROWS_A_WRITE = 1000  # of a Parquet row group
 _ERROR, _OFF_LIST = "", "\0"  # what rows without a label are counted under: no label can be one of them
 
@@ -55,6 +57,7 @@ class Summary:
     labels: Mapping[str, int]  # pictures named so, most frequent first
     seconds: float
     off_list: int = 0  # answered, but with none of the labels
+    least_sure: tuple[Path, ...] = ()  # of the pictures with a probability, the least likely answers first
 
 
 def classify_pictures(
@@ -106,6 +109,7 @@ def classify_pictures(
         strange: Counter[bool] = Counter()
         with atomic_path(out) as temporary:
             write(temporary, columns, _counted(rows, labels, strange))
+        doubtful = _least_sure(pictures, keys, ledger)
         ledger.discard()
     unreadable, off_list = labels.pop(_ERROR, 0), labels.pop(_OFF_LIST, 0)
     summary = Summary(
@@ -117,6 +121,7 @@ def classify_pictures(
         dict(labels.most_common()),
         time.monotonic() - started,
         off_list,
+        doubtful,
     )
     remarks = [f"{unreadable:,} with an error"] if unreadable else []
     remarks += [f"{strange[True]:,} not in this guide"] if strange[True] else []
@@ -188,6 +193,13 @@ def _payload(answer: Answer) -> dict[str, Any]:
     if answer.familiarity is not None:
         payload |= {name: getattr(answer, name) for name in TOLD}
     return payload
+
+
+def _least_sure(pictures: Sequence[Path], keys: Mapping[Path, str], ledger: Ledger) -> tuple[Path, ...]:
+    rows = zip(pictures, ledger.rows(keys[path] for path in pictures), strict=True)
+    told = ((payload.get("scores"), path) for path, (_, payload) in rows)
+    sure = ((scores[0][1], str(path), path) for scores, path in told if scores and scores[0][1] is not None)
+    return tuple(path for _, _, path in heapq.nsmallest(LEAST_SURE, sure))
 
 
 def _columns(rows: Iterable[tuple[str, dict[str, Any]]]) -> list[str]:

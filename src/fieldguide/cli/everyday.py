@@ -12,11 +12,13 @@ from fieldguide.cli.group import (
     EVERYDAY,
     Asking,
     Coverage,
+    Explain,
     Labels,
     NoAbstain,
     Overrides,
     RecipeFile,
     TopK,
+    TrainedOn,
     app,
 )
 from fieldguide.errors import SettingsError
@@ -71,6 +73,8 @@ def ask_command(
     heat: Annotated[
         Path | None, typer.Option(metavar="PNG", help="Draw where in the picture the label comes from.")
     ] = None,
+    page: Explain = None,
+    dataset: TrainedOn = None,
     coverage: Coverage = None,
     no_abstain: NoAbstain = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the answer as JSON.")] = False,
@@ -79,7 +83,12 @@ def ask_command(
     import json
 
     answerer = _answerer(guide, labels, asking, coverage, no_abstain)
-    answer = answerer.ask(image, question, top_k or 0)
+    explanation = None
+    if page is not None:
+        _check_explainable(answerer, guide)
+        explanation = answerer.explain(image, question, dataset=dataset, top_k=top_k or 0)
+        _write_page(page, [explanation], f"{image.name}: {explanation.answer.label}")
+    answer = explanation.answer if explanation is not None else answerer.ask(image, question, top_k or 0)
     if heat is not None:
         from fieldguide.answer.heat import save_drawing, where
 
@@ -95,6 +104,7 @@ def ask_command(
         best = {"label": answer.label, "probability": answer.probability}
         trust = {"familiarity": answer.familiarity, "in_guide": answer.in_guide, "coverage": answer.coverage}
         record = {"image": answer.image, **best, "scores": scores, "text": answer.text, **trust}
+        record |= {"explanation": explanation.to_dict()} if explanation is not None else {}
         typer.echo(json.dumps(record, ensure_ascii=False, indent=2))
         return
     from rich.cells import cell_len
@@ -114,6 +124,18 @@ def ask_command(
         )
     if answer.text:
         typer.echo(f"\n{answer.text}" if answer.scores else answer.text)
+
+
+def _check_explainable(answerer: Any, name: str) -> None:
+    if not hasattr(answerer, "explain"):
+        raise SettingsError(f"{name}: is no guide", "--explain needs one; --heat works with any local model")
+
+
+def _write_page(page: Path, explanations: list[Any], title: str) -> None:
+    from fieldguide.report.explained import write_explanations
+
+    write_explanations(page, explanations, title)
+    typer.echo(f"{page}: {len(explanations)} explained", err=True)
 
 
 @app.command("classify", rich_help_panel=EVERYDAY)
@@ -137,6 +159,8 @@ def classify_command(
     labels: Labels = None,
     asking: Asking = None,
     top_k: TopK = None,
+    page: Explain = None,
+    dataset: TrainedOn = None,
     coverage: Coverage = None,
     no_abstain: NoAbstain = False,
     batch_size: Annotated[
@@ -154,7 +178,9 @@ def classify_command(
     named, pictures = (photos[0], photos[1:]) if model is None else (model, photos)
     answerer = _answerer(named, labels, asking, coverage, no_abstain)
     usual = getattr(answerer, "answer_settings", AnswerSettings())
-    classify_pictures(
+    if page is not None:
+        _check_explainable(answerer, named)
+    summary = classify_pictures(
         answerer,
         [Path(picture) for picture in pictures],
         out,
@@ -162,6 +188,11 @@ def classify_command(
         batch_size=batch_size or usual.batch_size,
         announce=typer.echo,
     )
+    if page is not None:
+        from fieldguide.answer.explain import explain_least_sure
+
+        found = explain_least_sure(answerer, summary.least_sure, dataset=dataset)
+        _write_page(page, found, f"{out.name}: the least sure answers")
 
 
 def _guide_at(folder: Path) -> Any:

@@ -44,6 +44,14 @@ Coverage = Annotated[
 NoAbstain = Annotated[
     bool, typer.Option("--no-abstain", help='Never say "not in this guide"; saves the time to find out.')
 ]
+Explain = Annotated[
+    Path | None,
+    typer.Option("--explain", metavar="HTML", help="Write a page that says what can be checked about it."),
+]
+TrainedOn = Annotated[
+    Path | None,
+    typer.Option("--dataset", metavar="DATASET", help="What the guide was trained on, else the one inside."),
+]
 RecipeFile = Annotated[Path | None, typer.Option("--recipe", "-r", metavar="TOML", help="A recipe file.")]
 Overrides = Annotated[
     list[str] | None,

@@ -33,6 +33,9 @@ def evaluate_command(
         Path | None, typer.Option("--out", "-o", metavar="FOLDER", help="The report, else GUIDE/report.")
     ] = None,
     force: Annotated[bool, typer.Option("--force", help="Also with pictures the guide has seen.")] = False,
+    heat_pictures: Annotated[
+        int | None, typer.Option(min=0, help="Pictures on which its heat maps are put to the test.")
+    ] = None,
 ) -> None:
     """Evaluate a guide on pictures it has not seen, beside simple baselines, and write its report."""
     from fieldguide.build import DATASET_FOLDER, evaluate
@@ -52,7 +55,8 @@ def evaluate_command(
     if not wanted.labels:
         _evaluate_words(wanted, folder, split, out, force)
         return
-    found = evaluate(wanted, load_dataset(folder), split=split, out=out, force=force)
+    options: dict[str, Any] = {} if heat_pictures is None else {"heat_pictures": heat_pictures}
+    found = evaluate(wanted, load_dataset(folder), split=split, out=out, force=force, **options)
     metrics, interval = found.metrics, found.metrics.accuracy_interval
     typer.echo(
         f"accuracy {percent(metrics.accuracy)} ({percent(interval.low)} to {percent(interval.high)}) on "

@@ -24,6 +24,7 @@ from fieldguide.files import atomic_folder, natural_key, write_json, write_text
 from fieldguide.progress import progress_bar
 from fieldguide.records import SPLITS, Answer, Example
 from fieldguide.report.baselines import BaselineInputs, BaselineResult, baselines
+from fieldguide.report.deletion import deletion_test
 from fieldguide.report.evaluation import Evaluation, Prediction, Timing
 from fieldguide.report.leaks import find_overlap, refuse_overlap
 from fieldguide.report.metrics import Metrics, compute_metrics, mcnemar
@@ -66,6 +67,7 @@ def evaluate_guide(
     top_k: int = TOP_K,
     batch_size: int = 32,
     title: str = "",
+    heat_pictures: int = 0,
 ) -> Evaluation:
     """Run a guide over one split, compare it with the baselines, and write the report folder.
 
@@ -79,6 +81,8 @@ def evaluate_guide(
         top_k: runner-ups kept with each prediction.
         batch_size: pictures handed to the guide at once.
         title: of the page; "" for the guide folder's name.
+        heat_pictures: of the split, on which it is tried whether heat maps mean something; about sixty
+            answers each.
 
     Raises:
         LeakError: naming up to ten of the pictures the guide has seen.
@@ -113,6 +117,9 @@ def evaluate_guide(
     if best is not None:
         theirs = [answer == p.label for answer, p in zip(best.predicted, predictions, strict=True)]
         comparison = mcnemar([p.right for p in predictions], theirs)
+    readable = [p.path for p in predictions if not p.error]
+    answering: Any = guide
+    mapped = heat_pictures > 0 and len(guide.labels) > 1 and hasattr(guide, "label_scores")
     evaluation = Evaluation(
         title=title or guide.folder.resolve().name.removesuffix(".guide"),
         split=split,
@@ -131,6 +138,7 @@ def evaluate_guide(
         folder=folder,
         steps=read_steps(guide.folder),
         selective=trust,
+        deletion=deletion_test(answering, readable, heat_pictures) if mapped else None,
     )
     write_report(evaluation, folder)
     return evaluation

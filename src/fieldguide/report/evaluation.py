@@ -9,6 +9,7 @@ from typing import Any
 
 from fieldguide.records import LabelScore
 from fieldguide.report.baselines import BaselineResult
+from fieldguide.report.deletion import DeletionTest
 from fieldguide.report.leaks import Overlap
 from fieldguide.report.metrics import McNemar, Metrics
 from fieldguide.report.selective import Selective
@@ -92,6 +93,7 @@ class Evaluation:
     folder: Path | None = None  # where the report lies
     steps: tuple[dict[str, Any], ...] = ()  # the log of the training, if it is there
     selective: Selective | None = None  # how far single answers can be believed
+    deletion: DeletionTest | None = None  # whether heat maps mean something; None: not tried
 
     @property
     def best_baseline(self) -> BaselineResult | None:
@@ -112,6 +114,7 @@ class Evaluation:
             "labels": list(self.labels),
             "guide": self.metrics.to_dict(),
             "selective": self.selective.to_dict() if self.selective else None,
+            "deletion_test": self.deletion.to_dict() if self.deletion else None,
             "baselines": [result.to_dict() for result in self.baselines],
             "best_baseline": best.name if best else None,
             "baseline_wins": self.baseline_wins,
