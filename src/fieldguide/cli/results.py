@@ -204,12 +204,18 @@ def _rows_for(guide: Path, dataset: Path | None) -> Any:
 
 @app.command("score", rich_help_panel=STAGES)
 def score_command(
-    results: Annotated[Path, typer.Argument(metavar="RESULTS", help="A CSV of true and predicted labels.")],
+    results: Annotated[
+        Path, typer.Argument(metavar="RESULTS", help="A CSV or Parquet of true and predicted labels.")
+    ],
     out: Annotated[
         Path | None, typer.Option("--out", "-o", metavar="FILE", help="Also write FILE.html and FILE.json.")
     ] = None,
     actual: Annotated[str, typer.Option(metavar="COLUMN", help="The true labels; found by name.")] = "",
     predicted: Annotated[str, typer.Option(metavar="COLUMN", help="The answers; found by name.")] = "",
+    other: Annotated[
+        Path | None,
+        typer.Option("--beside", metavar="RESULTS", help="Other answers to the same pictures, to compare."),
+    ] = None,
 ) -> None:
     """Compute accuracy, precision, recall and F1 from any table of true and predicted labels."""
     from rich.console import Console
@@ -228,6 +234,12 @@ def score_command(
         total = sum(metrics.off_list.values())
         named = ", ".join(f"{label} ({count})" for label, count in list(metrics.off_list.items())[:10])
         typer.echo(f"{total} answers are no true label of the table, counted as wrong: {named}", err=True)
+    compared = None
+    if other is not None:
+        from fieldguide.report.beside import beside
+
+        compared = beside(read, read_results(other))
+        typer.echo(compared.in_words())
     if out is not None:
-        for path in write_scores(read, metrics, out):
+        for path in write_scores(read, metrics, out, compared):
             typer.echo(str(path))

@@ -38,6 +38,8 @@ from fieldguide.report.words import WordsEvaluation, verdict_in_words
 if TYPE_CHECKING:
     import jinja2
 
+    from fieldguide.report.beside import Beside
+
 THUMBNAIL = 200  # pixels of the longer side
 HEAT_LABELS = 30  # more labels than this make no readable table
 
@@ -148,10 +150,12 @@ def metric_views(metrics: Metrics) -> dict[str, Any]:
     }
 
 
-def render_scores(name: str, metrics: Metrics, remarks: Sequence[str]) -> str:
+def render_scores(name: str, metrics: Metrics, remarks: Sequence[str], compared: Beside | None = None) -> str:
     """The page of `fieldguide score`."""
     template = environment().get_template("scores.html")
-    return template.render(name=name, metrics=metrics, remarks=list(remarks), **metric_views(metrics))
+    return template.render(
+        name=name, metrics=metrics, remarks=list(remarks), beside=compared, **metric_views(metrics)
+    )
 
 
 def render_words(found: WordsEvaluation) -> str:

@@ -21,12 +21,15 @@ from fieldguide.report.metrics import Metrics, compute_metrics
 if TYPE_CHECKING:
     from rich.table import Table
 
+    from fieldguide.report.beside import Beside
+
 ACTUAL_NAMES = ("actual", "true", "truth", "label", "y_true", "true_label", "actual_label", "ground_truth",
                 "expected", "target", "class", "gold")  # fmt: skip
 PREDICTED_NAMES = ("predicted", "prediction", "pred", "y_pred", "predicted_label", "predicted_class",
                    "answer", "output", "guess")  # fmt: skip
 CONFIDENCE_NAMES = ("probability", "confidence", "prob")
 SOURCE_NAMES = ("source",)
+IMAGE_NAMES = ("image_name", "image", "file_name", "filename", "file", "picture", "path", "id")
 
 
 @dataclass(frozen=True)
@@ -43,6 +46,7 @@ class Results:
     without_truth: tuple[int, ...]  # rows left out, since nothing says what is right
     without_answer: tuple[int, ...]  # rows counted as wrong
     encoding: str = ""  # what to know where the file is not UTF-8
+    images: tuple[str, ...] = ()  # what the rows call their pictures; "" where nothing does
 
     def remarks(self) -> list[str]:
         """What the reader should know about missing values, one line each."""
@@ -61,10 +65,10 @@ class Results:
 
 
 def read_results(path: Path | str, actual: str = "", predicted: str = "") -> Results:
-    """Read a CSV (comma, semicolon or tab) of true and predicted labels.
+    """Read a CSV (comma, semicolon or tab) or Parquet table of true and predicted labels.
 
     Args:
-        path: the file; UTF-8, else read as Windows-1252 with a remark.
+        path: the file; UTF-8, else read as Windows-1252 with a remark; .parquet as `evaluate` writes it.
         actual: name of the column with the true labels; "" = found by name.
         predicted: name of the column with the answers; "" = found by name.
 
@@ -76,7 +80,8 @@ def read_results(path: Path | str, actual: str = "", predicted: str = "") -> Res
     actual_at = _column(path, header, actual, ACTUAL_NAMES, "true labels", "--actual")
     predicted_at = _column(path, header, predicted, PREDICTED_NAMES, "predicted labels", "--predicted")
     confidence_at, source_at = _find(header, CONFIDENCE_NAMES), _find(header, SOURCE_NAMES)
-    kept: list[tuple[str, str, float | None, str]] = []
+    image_at = _find(header, IMAGE_NAMES)
+    kept: list[tuple[str, str, float | None, str, str]] = []
     too_long, no_truth, no_answer = [], [], []
     for number, row in rows:
         if any(value for value in row[len(header) :]):
@@ -89,8 +94,8 @@ def read_results(path: Path | str, actual: str = "", predicted: str = "") -> Res
         if not values[predicted_at]:
             no_answer.append(number)
         confidence = _probability(path, number, values[confidence_at]) if confidence_at >= 0 else None
-        source = values[source_at] if source_at >= 0 else ""
-        kept.append((values[actual_at], values[predicted_at], confidence, source))
+        source, image = (values[at] if at >= 0 else "" for at in (source_at, image_at))
+        kept.append((values[actual_at], values[predicted_at], confidence, source, image))
     if too_long:
         raise DataError(
             f"{path}: more values than the {len(header)} columns of the header: {_rows(too_long)}",
@@ -101,10 +106,10 @@ def read_results(path: Path | str, actual: str = "", predicted: str = "") -> Res
             f"{path}: no row has a true label in column {header[actual_at]!r}",
             "name another: --actual COLUMN",
         )
-    truths, answers, confidences, sources = zip(*kept, strict=True)
+    truths, answers, confidences, sources, images = zip(*kept, strict=True)
     return Results(
         path, header[actual_at], header[predicted_at], truths, answers, confidences, sources,
-        tuple(no_truth), tuple(no_answer), encoding,
+        tuple(no_truth), tuple(no_answer), encoding, images,
     )  # fmt: skip
 
 
@@ -143,8 +148,14 @@ def table_for_terminal(metrics: Metrics) -> Table:
     return table
 
 
-def write_scores(results: Results, metrics: Metrics, out: Path | str) -> tuple[Path, Path]:
-    """Write the figures as `out`.json and `out`.html (an ending of `out` is replaced); returns both paths."""
+def write_scores(
+    results: Results, metrics: Metrics, out: Path | str, compared: Beside | None = None
+) -> tuple[Path, Path]:
+    """Write the figures as `out`.json and `out`.html (an ending of `out` is replaced); returns both paths.
+
+    Args:
+        compared: with answers of another table to the same pictures.
+    """
     from fieldguide.files import write_text
     from fieldguide.report.page import render_scores
 
@@ -152,13 +163,16 @@ def write_scores(results: Results, metrics: Metrics, out: Path | str) -> tuple[P
     stem = out.with_suffix("") if out.suffix.lower() in (".html", ".json", ".csv") else out
     page, figures = stem.with_name(stem.name + ".html"), stem.with_name(stem.name + ".json")
     remarks = results.remarks()
-    write_text(page, render_scores(results.path.name, metrics, remarks))
-    write_json(figures, {"file": results.path.name, "remarks": remarks, **metrics.to_dict()})
+    write_text(page, render_scores(results.path.name, metrics, remarks, compared))
+    record = {"file": results.path.name, "remarks": remarks, **metrics.to_dict()}
+    write_json(figures, record if compared is None else {**record, "beside": compared.to_dict()})
     return page, figures
 
 
 def _read_rows(path: Path) -> tuple[list[str], list[tuple[int, list[str]]], str]:
     """The header, the rows that are not blank with their numbers, all values stripped; what to know."""
+    if path.suffix.lower() == ".parquet":
+        return _read_parquet(path)
     try:
         text, problems = decode_text(path)
     except FileNotFoundError:
@@ -178,6 +192,26 @@ def _read_rows(path: Path) -> tuple[list[str], list[tuple[int, list[str]]], str]
     header = rows[0][1]
     header[0] = header[0].lstrip("#").strip()
     return header, rows[1:], "; ".join(problem.reason for problem in problems)
+
+
+def _read_parquet(path: Path) -> tuple[list[str], list[tuple[int, list[str]]], str]:
+    """As `_read_rows`; columns of lists are left out."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        table = pq.read_table(path)
+    except (OSError, pa.ArrowInvalid) as error:
+        reason = "no such file" if isinstance(error, FileNotFoundError) else "not a readable Parquet table"
+        raise DataError(f"{path}: {reason}", "give a table of results") from None
+    plain = [field.name for field in table.schema if not pa.types.is_nested(field.type)]
+    rows = [
+        ["" if row[name] is None else str(row[name]).strip() for name in plain]
+        for row in table.select(plain).to_pylist()
+    ]
+    if not rows:
+        raise DataError(f"{path}: has no rows", "give a table of results")
+    return plain, list(enumerate(rows, start=2)), ""
 
 
 def _find(header: Sequence[str], names: Sequence[str]) -> int:
