@@ -14,6 +14,7 @@ from fieldguide.errors import DataError
 from fieldguide.files import atomic_folder, write_json
 from fieldguide.guide import Guide
 from fieldguide.merging import base_of
+from fieldguide.progress import track
 
 if TYPE_CHECKING:
     from fieldguide.data.dataset import Dataset
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
     from fieldguide.train.part import Part
     from fieldguide.train.rows import Row
 
-SAMPLES = 12
+ANSWERS = 30  # rows whose questions are put to the guide: an answer takes far longer than a loss
 
 
 def evaluate_rows(
@@ -50,7 +51,7 @@ def evaluate_rows(
     from fieldguide.report.evaluate import check_replaceable
     from fieldguide.report.leaks import find_overlap, refuse_overlap
     from fieldguide.report.steps import read_steps
-    from fieldguide.report.words import WordsEvaluation, losses_with_intervals, named
+    from fieldguide.report.words import WordsEvaluation, losses_with_intervals, named, quality_of
 
     folder = Path(out) if out is not None else guide.folder / "report"
     check_replaceable(folder)
@@ -66,7 +67,8 @@ def evaluate_rows(
     if not force:
         refuse_overlap(overlap, split)
     ours = _losses(model, guide, part, rows)
-    samples = tuple(_sample(model, guide, part, number) for number in range(min(SAMPLES, len(part.examples))))
+    asked = np.unique(np.linspace(0, len(part.examples) - 1, min(ANSWERS, len(part.examples))).astype(int))
+    samples = tuple(_sample(model, guide, part, int(number)) for number in track(asked, "answering"))
     guide.__dict__.pop("model", None)  # make room for the base
     del model
     opened = base_of(guide, lambda line: None)
@@ -87,6 +89,7 @@ def evaluate_rows(
         overlap=named(overlap),
         guide_info=dict(guide.info),
         steps=read_steps(guide.folder),
+        quality=quality_of(samples),
     )
     _write_report(found, folder)
     return found

@@ -74,7 +74,7 @@ def test_a_parquet_of_predictions_is_read_too(tmp_path: Path) -> None:
         (
             [("1.jpg", "dog", "cat")],
             "image_name,actual,predicted",
-            r"true labels of 1 pictures differ.*'1\.jpg'",
+            r"1 pictures have another true label.*'1\.jpg'",
         ),
         ([("1.jpg", "cat", "a"), ("x/1.jpg", "cat", "b")], "image,actual,predicted", r"two rows \(2 and 3\)"),
         ([("8.jpg", "cat", "cat")], "image,actual,predicted", "no picture in common"),

@@ -119,6 +119,8 @@ def _evaluate_words(guide: Any, folder: Path, split: str, out: Path | None, forc
         f"base model {found.base_loss:.3f}"
     )
     typer.echo(verdict_in_words(found))
+    if found.quality is not None:
+        typer.echo(f"{found.quality.rows} answers: {found.quality.in_words()}")
     typer.echo(f"report: {out or guide.folder / 'report'}/index.html")
 
 
@@ -216,6 +218,9 @@ def score_command(
         Path | None,
         typer.Option("--beside", metavar="RESULTS", help="Other answers to the same pictures, to compare."),
     ] = None,
+    words: Annotated[
+        bool, typer.Option("--words", help="Answers in words: columns reference and answer, no labels.")
+    ] = False,
 ) -> None:
     """Compute accuracy, precision, recall and F1 from any table of true and predicted labels."""
     from rich.console import Console
@@ -223,6 +228,9 @@ def score_command(
     from fieldguide.report.score import read_results, score_results, table_for_terminal, write_scores
     from fieldguide.report.wording import percent
 
+    if words:
+        _score_words(results, out)
+        return
     read = read_results(results, actual, predicted)
     metrics = score_results(read)
     Console().print(table_for_terminal(metrics))
@@ -243,3 +251,21 @@ def score_command(
     if out is not None:
         for path in write_scores(read, metrics, out, compared):
             typer.echo(str(path))
+
+
+def _score_words(results: Path, out: Path | None) -> None:
+    from fieldguide.files import write_json
+    from fieldguide.report.freetext import score_answers
+    from fieldguide.report.score import read_answers
+
+    references, answers, left_out = read_answers(results)
+    found = score_answers(references, answers)
+    typer.echo(f"{found.rows} rows: {found.in_words()}")
+    if found.empty:
+        typer.echo(f"{found.empty} without an answer, counted as wrong", err=True)
+    if left_out:
+        typer.echo(f"{len(left_out)} rows without a reference, left out", err=True)
+    if out is not None:
+        figures = out.with_suffix(".json")
+        write_json(figures, {"file": results.name, "left_out": left_out, **found.to_dict()})
+        typer.echo(str(figures))

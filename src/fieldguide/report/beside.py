@@ -95,7 +95,8 @@ def beside(first: Results, second: Results, seed: int = 0) -> Beside:
     names = (first.path.name, second.path.name)
     return Beside(
         names if names[0] != names[1] else (str(first.path), str(second.path)),
-        *metrics,
+        metrics[0],
+        metrics[1],
         metrics[1].accuracy - metrics[0].accuracy,
         gain,
         metrics[1].macro.f1 - metrics[0].macro.f1,
@@ -139,8 +140,8 @@ def _check_truth(
     if differ:
         name = differ[0]
         raise DataError(
-            f"the true labels of {len(differ)} pictures differ between {first.path} and {second.path}, such as"
-            f" {name!r}: {first.actual[rows[0][name]]!r} and {second.actual[rows[1][name]]!r}",
+            f"{len(differ)} pictures have another true label in {first.path} than in {second.path}, such as "
+            f"{name!r}: {first.actual[rows[0][name]]!r} and {second.actual[rows[1][name]]!r}",
             "the same file name must be the same picture, and have the same label",
         )
 

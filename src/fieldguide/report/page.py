@@ -38,8 +38,6 @@ from fieldguide.report.words import WordsEvaluation, verdict_in_words
 if TYPE_CHECKING:
     import jinja2
 
-    from fieldguide.report.beside import Beside
-
 THUMBNAIL = 200  # pixels of the longer side
 HEAT_LABELS = 30  # more labels than this make no readable table
 
@@ -150,8 +148,8 @@ def metric_views(metrics: Metrics) -> dict[str, Any]:
     }
 
 
-def render_scores(name: str, metrics: Metrics, remarks: Sequence[str], compared: Beside | None = None) -> str:
-    """The page of `fieldguide score`."""
+def render_scores(name: str, metrics: Metrics, remarks: Sequence[str], compared: Any = None) -> str:
+    """The page of `fieldguide score`; `compared` is a `Beside`, or None."""
     template = environment().get_template("scores.html")
     return template.render(
         name=name, metrics=metrics, remarks=list(remarks), beside=compared, **metric_views(metrics)

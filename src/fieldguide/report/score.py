@@ -8,10 +8,11 @@ Columns are found by name, with or without a leading `#`, and spaces after the c
 from __future__ import annotations
 
 import csv
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from fieldguide.data.tables import decode_text
 from fieldguide.errors import DataError
@@ -21,13 +22,13 @@ from fieldguide.report.metrics import Metrics, compute_metrics
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from fieldguide.report.beside import Beside
-
 ACTUAL_NAMES = ("actual", "true", "truth", "label", "y_true", "true_label", "actual_label", "ground_truth",
                 "expected", "target", "class", "gold")  # fmt: skip
 PREDICTED_NAMES = ("predicted", "prediction", "pred", "y_pred", "predicted_label", "predicted_class",
                    "answer", "output", "guess")  # fmt: skip
 CONFIDENCE_NAMES = ("probability", "confidence", "prob")
+REFERENCE_NAMES = ("reference", "ground_truth", "expected", "truth", "gold", "target")
+ANSWER_NAMES = ("answer", "response", "prediction", "predicted", "output", "generated")
 SOURCE_NAMES = ("source",)
 IMAGE_NAMES = ("image_name", "image", "file_name", "filename", "file", "picture", "path", "id")
 
@@ -76,7 +77,7 @@ def read_results(path: Path | str, actual: str = "", predicted: str = "") -> Res
         DataError: when the file, a column or every true label is missing, or a row has too many values.
     """
     path = Path(path)
-    header, rows, encoding = _read_rows(path)
+    header, rows, encoding = read_rows(path)
     actual_at = _column(path, header, actual, ACTUAL_NAMES, "true labels", "--actual")
     predicted_at = _column(path, header, predicted, PREDICTED_NAMES, "predicted labels", "--predicted")
     confidence_at, source_at = _find(header, CONFIDENCE_NAMES), _find(header, SOURCE_NAMES)
@@ -111,6 +112,28 @@ def read_results(path: Path | str, actual: str = "", predicted: str = "") -> Res
         path, header[actual_at], header[predicted_at], truths, answers, confidences, sources,
         tuple(no_truth), tuple(no_answer), encoding, images,
     )  # fmt: skip
+
+
+def read_answers(path: Path | str) -> tuple[list[str], list[str], list[int]]:
+    """(references, answers, numbers of rows left out) of a table with columns `reference` and `answer`.
+
+    Rows without a reference are left out; rows without an answer stay.
+
+    Raises:
+        DataError: when a column or every reference is missing.
+    """
+    from fieldguide.report.freetext import tokens_of
+
+    path = Path(path)
+    header, rows, _ = read_rows(path)
+    wanted = _column(path, header, "", REFERENCE_NAMES, "reference answers", "call it reference; --words")
+    said = _column(path, header, "", ANSWER_NAMES, "answers", "call it answer; --words")
+    filled = [(number, [*row, *[""] * (len(header) - len(row))]) for number, row in rows]
+    kept = [row for _, row in filled if tokens_of(row[wanted])]
+    if not kept:
+        raise DataError(f"{path}: no row has a reference in column {header[wanted]!r}", "fill it")
+    left_out = [number for number, row in filled if not tokens_of(row[wanted])]
+    return [row[wanted] for row in kept], [row[said] for row in kept], left_out
 
 
 def score_results(results: Results) -> Metrics:
@@ -149,12 +172,12 @@ def table_for_terminal(metrics: Metrics) -> Table:
 
 
 def write_scores(
-    results: Results, metrics: Metrics, out: Path | str, compared: Beside | None = None
+    results: Results, metrics: Metrics, out: Path | str, compared: Any = None
 ) -> tuple[Path, Path]:
     """Write the figures as `out`.json and `out`.html (an ending of `out` is replaced); returns both paths.
 
     Args:
-        compared: with answers of another table to the same pictures.
+        compared: a `Beside`, with the answers of another table to the same pictures; None for none.
     """
     from fieldguide.files import write_text
     from fieldguide.report.page import render_scores
@@ -169,10 +192,12 @@ def write_scores(
     return page, figures
 
 
-def _read_rows(path: Path) -> tuple[list[str], list[tuple[int, list[str]]], str]:
+def read_rows(path: Path) -> tuple[list[str], list[tuple[int, list[str]]], str]:
     """The header, the rows that are not blank with their numbers, all values stripped; what to know."""
     if path.suffix.lower() == ".parquet":
         return _read_parquet(path)
+    if path.suffix.lower() == ".jsonl":
+        return _read_jsonl(path)
     try:
         text, problems = decode_text(path)
     except FileNotFoundError:
@@ -205,13 +230,40 @@ def _read_parquet(path: Path) -> tuple[list[str], list[tuple[int, list[str]]], s
         reason = "no such file" if isinstance(error, FileNotFoundError) else "not a readable Parquet table"
         raise DataError(f"{path}: {reason}", "give a table of results") from None
     plain = [field.name for field in table.schema if not pa.types.is_nested(field.type)]
-    rows = [
-        ["" if row[name] is None else str(row[name]).strip() for name in plain]
-        for row in table.select(plain).to_pylist()
-    ]
+    rows = [[_cell(row[name]) for name in plain] for row in table.select(plain).to_pylist()]
     if not rows:
         raise DataError(f"{path}: has no rows", "give a table of results")
     return plain, list(enumerate(rows, start=2)), ""
+
+
+def _read_jsonl(path: Path) -> tuple[list[str], list[tuple[int, list[str]]], str]:
+    """As `read_rows`; rows are numbered by lines."""
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except FileNotFoundError:
+        raise DataError(f"{path}: no such file", "check its spelling, or give the full path") from None
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path}: not UTF-8 ({error.reason})", "save it as UTF-8") from None
+    records: list[tuple[int, dict[str, object]]] = []
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        try:
+            record = json.loads(line)
+        except ValueError:
+            record = None
+        if not isinstance(record, dict):
+            raise DataError(f"{path}, line {number}: not a JSON object", "repair that line")
+        records.append((number, record))
+    header = list(dict.fromkeys(name for _, record in records for name in record))
+    if not header:
+        raise DataError(f"{path}: has no rows", "give a table of results")
+    rows = [(number, [_cell(record.get(name)) for name in header]) for number, record in records]
+    return header, rows, ""
+
+
+def _cell(value: object) -> str:
+    return "" if value is None else str(value).strip()
 
 
 def _find(header: Sequence[str], names: Sequence[str]) -> int:

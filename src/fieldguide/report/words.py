@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from fieldguide.report.freetext import FreeScores, score_answers, tokens_of
 from fieldguide.report.metrics import Interval
 
 RESAMPLES = 2000
@@ -40,6 +41,7 @@ class WordsEvaluation:
     overlap: tuple[str, ...]  # rows whose picture the guide has seen
     guide_info: Mapping[str, Any]
     steps: tuple[dict[str, Any], ...] = ()  # the log of the training
+    quality: FreeScores | None = None  # of the samples' answers; None: none has a reference
 
     @property
     def perplexity(self) -> float:
@@ -71,6 +73,14 @@ def losses_with_intervals(
         float(base.sum() / total),
         Interval(float(worse), float(better)),
     )
+
+
+def quality_of(samples: Sequence[Sample]) -> FreeScores | None:
+    """How near the answers of some samples come to those in the data."""
+    told = [sample for sample in samples if tokens_of(sample.reference)]
+    if not told:
+        return None
+    return score_answers([sample.reference for sample in told], [sample.answer for sample in told])
 
 
 def verdict_in_words(found: WordsEvaluation) -> str:
