@@ -86,7 +86,7 @@ def test_an_answer_is_traced_in_a_picture_file(image: Image.Image, tmp_path: Pat
     image.save(tmp_path / "a.png")
     found = where(Fake(), tmp_path / "a.png")
     assert found.answer.label == "bright"
-    assert "covering the hottest fifth costs 'bright'" in found.in_words()
+    assert "off the log-odds of 'bright'" in found.in_words()
     assert np.unravel_index(found.heat.cells.argmax(), found.heat.cells.shape) == (ROW, COLUMN)
     with pytest.raises(GuideError, match="no label was chosen"):
         where(Fake(()), tmp_path / "a.png")

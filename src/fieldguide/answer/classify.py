@@ -19,12 +19,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+from fieldguide.answer.pooling import GroupOf, Member, pool_all
 from fieldguide.data.rows import printable, walk
 from fieldguide.errors import DataError, SettingsError
-from fieldguide.files import atomic_path, fingerprint
+from fieldguide.files import atomic_path, fingerprint, sha256_file
 from fieldguide.jobs.ledger import Ledger
 from fieldguide.progress import progress_bar
-from fieldguide.records import Answer
+from fieldguide.records import Answer, LabelScore
 
 TOLD = ("familiarity", "in_guide")  # columns that are there where the guide tells them
 LEAST_SURE = 20
@@ -67,6 +68,7 @@ def classify_pictures(
     *,
     top_k: int = 5,
     batch_size: int = 16,
+    group_of: GroupOf | None = None,
     announce: Callable[[str], None] = print,
 ) -> Summary:
     """Name all pictures of some files and folders.
@@ -81,6 +83,9 @@ def classify_pictures(
             the guide is set to a coverage, label and runners-up are its set.
         top_k: labels a picture, the first included.
         batch_size: pictures answered, and kept, at once.
+        group_of: puts pictures of one thing together (`answer.pooling.grouping`): each group also gets one
+            answer, in a second table beside the first, such as names.groups.csv. All labels of each picture
+            are read for it.
         announce: is told what is going on.
 
     Raises:
@@ -94,22 +99,26 @@ def classify_pictures(
         raise SettingsError(f"top_k={top_k} and batch_size={batch_size} must be at least 1")
     if out.is_dir():
         raise SettingsError(f"{out}: is a folder", "name a table that can be written")
+    read = top_k if group_of is None else max(top_k, len(getattr(guide, "labels", ())))
     pictures = find_pictures(sources)
     keys = {path: _key(path) for path in pictures}
     out.parent.mkdir(parents=True, exist_ok=True)
-    with Ledger(ledger_path(out), fingerprint({"guide": guide.fingerprint, "top_k": top_k})) as ledger:
+    with Ledger(ledger_path(out), fingerprint({"guide": guide.fingerprint, "top_k": read})) as ledger:
         done = ledger.done()
         todo = [path for path in pictures if keys[path] not in done]
         resumed = len(pictures) - len(todo)
         announce(f"{len(pictures):,} pictures" + (f", {resumed:,} of them already done" if resumed else ""))
-        _answer(guide, todo, keys, ledger, top_k, batch_size, len(pictures))
-        columns = _columns(ledger.rows(keys.values()))
+        _answer(guide, todo, keys, ledger, read, batch_size, len(pictures))
+        columns = _columns(ledger.rows(keys.values()), None if group_of is None else top_k)
         rows = (_row(path, ledger, keys, columns) for path in pictures)
         labels: Counter[str] = Counter()
         strange: Counter[bool] = Counter()
         with atomic_path(out) as temporary:
             write(temporary, columns, _counted(rows, labels, strange))
         doubtful = _least_sure(pictures, keys, ledger)
+        grouped = (
+            None if group_of is None else _write_groups(out, write, pictures, keys, ledger, group_of, top_k)
+        )
         ledger.discard()
     unreadable, off_list = labels.pop(_ERROR, 0), labels.pop(_OFF_LIST, 0)
     summary = Summary(
@@ -127,6 +136,8 @@ def classify_pictures(
     remarks += [f"{strange[True]:,} not in this guide"] if strange[True] else []
     remarks += [f"{off_list:,} with a reply that is none of the labels"] if off_list else []
     announce(", ".join([f"{out}: {summary.pictures:,} rows", *remarks]))
+    if grouped is not None:
+        announce(f"{groups_path(out)}: {grouped:,} groups")
     return summary
 
 
@@ -202,11 +213,60 @@ def _least_sure(pictures: Sequence[Path], keys: Mapping[Path, str], ledger: Ledg
     return tuple(path for _, _, path in heapq.nsmallest(LEAST_SURE, sure))
 
 
-def _columns(rows: Iterable[tuple[str, dict[str, Any]]]) -> list[str]:
-    """As many runners-up as there are: a guide of three labels has two, whatever top_k says."""
+def groups_path(out: Path) -> Path:
+    """The table of groups that belongs to a table of pictures."""
+    return out.with_name(f"{out.stem}.groups{out.suffix}")
+
+
+def _write_groups(
+    out: Path,
+    write: Write,
+    pictures: Sequence[Path],
+    keys: Mapping[Path, str],
+    ledger: Ledger,
+    group_of: GroupOf,
+    top_k: int,
+) -> int:
+    """One row a group; how many there are."""
+    members = []
+    for path, (_, payload) in zip(pictures, ledger.rows(keys[path] for path in pictures), strict=True):
+        scores = tuple(LabelScore(label, probability) for label, probability in payload.get("scores", ()))
+        error = payload.get("error") or payload.get("reply") or ""
+        content = sha256_file(path) if scores else ""
+        members.append(Member(str(path), scores, error, payload.get("in_guide"), content))
+    pooled = pool_all(members, group_of)
+    runners = min(top_k, max((len(one.scores) for one in pooled), default=0))
+    told = ["in_guide"] if any(one.in_guide is not None for one in pooled) else []
+    names = [f"runner_up_{n}{end}" for n in range(1, runners) for end in ("", "_probability")]
+    columns = ["group", "label", "probability", *names, "pictures", "repeated", "unanswered", *told]
+    rows = []
+    for one in pooled:
+        row: dict[str, Any] = dict.fromkeys(columns)
+        row |= {name: getattr(one, name) for name in ("pictures", "repeated", "unanswered", *told)}
+        row |= {"group": printable(Path(one.group)), **_ranked(one.scores[:top_k])}
+        rows.append(row)
+    with atomic_path(groups_path(out)) as temporary:
+        write(temporary, columns, rows)
+    return len(rows)
+
+
+def _ranked(scores: Sequence[LabelScore]) -> dict[str, Any]:
+    row: dict[str, Any] = {}
+    for place, score in enumerate(scores):
+        row[f"runner_up_{place}" if place else "label"] = score.label
+        row[f"runner_up_{place}_probability" if place else "probability"] = score.probability
+    return row
+
+
+def _columns(rows: Iterable[tuple[str, dict[str, Any]]], most_labels: int | None) -> list[str]:
+    """As many runners-up as there are: a guide of three labels has two, whatever top_k says.
+
+    Args:
+        most_labels: in the table, where more are kept; None for all that are kept, such as sets of labels.
+    """
     most, told = 0, set[str]()
     for _, payload in rows:
-        most = max(most, len(payload.get("scores", ())))
+        most = max(most, len(payload.get("scores", ())[:most_labels]))
         told.update(name for name in (*TOLD, "reply") if name in payload)
     runners = [f"runner_up_{n}{end}" for n in range(1, most) for end in ("", "_probability")]
     known = [name for name in TOLD if name in told]
@@ -227,11 +287,8 @@ def _row(path: Path, ledger: Ledger, keys: Mapping[Path, str], columns: Sequence
     row: dict[str, Any] = dict.fromkeys(columns)
     row["image"] = printable(path)
     row |= {name: payload.get(name) for name in ("error", "reply", *TOLD) if name in columns}
-    for place, (label, probability) in enumerate(payload.get("scores", ())):
-        name = f"runner_up_{place}" if place else "label"
-        row[name] = label
-        row[f"{name}_probability" if place else "probability"] = probability
-    return row
+    ranked = _ranked([LabelScore(label, probability) for label, probability in payload.get("scores", ())])
+    return row | {name: value for name, value in ranked.items() if name in row}
 
 
 def _counted(
@@ -275,6 +332,7 @@ def _write_parquet(path: Path, columns: Sequence[str], rows: Iterable[dict[str, 
     import pyarrow.parquet as pq
 
     kinds = {"familiarity": pa.float64(), "in_guide": pa.bool_()}
+    kinds |= dict.fromkeys(("pictures", "repeated", "unanswered"), pa.int64())
     schema = pa.schema(
         [
             (name, pa.float64() if name.endswith("probability") else kinds.get(name, pa.string()))

@@ -29,7 +29,7 @@ SIDE = 512  # pixels of the longer side, of what is answered and drawn
 RIVALS = 5  # likeliest labels that the answer is held against
 AT_ONCE = 16  # pictures
 
-# Log-probabilities of one label for several pictures.
+# How much speaks for one label in each of several pictures, in nats.
 Score = Callable[[Sequence[Image.Image]], np.ndarray]
 
 
@@ -52,7 +52,7 @@ class Heat:
     cells: (
         np.ndarray
     )  # (CELLS, CELLS) nats that the label loses when the cell is covered, mean over its covers
-    whole: float  # log-probability of the label for the whole picture
+    whole: float  # score of the label for the whole picture
 
 
 @dataclass(frozen=True)
@@ -79,8 +79,8 @@ class Where:
     def in_words(self) -> str:
         """The deletion test in a sentence."""
         return (
-            f"covering the hottest fifth costs {self.answer.label!r} {self.deletion.hottest:.2f} nats, "
-            f"a fifth at random {self.deletion.random:.2f}"
+            f"covering the hottest fifth takes {self.deletion.hottest:.2f} nats off the log-odds of "
+            f"{self.answer.label!r}, a fifth at random {self.deletion.random:.2f}"
         )
 
 
@@ -101,7 +101,9 @@ def where(answering: Answering, picture: Path | str) -> Where:
 
     def score(images: Sequence[Image.Image]) -> np.ndarray:
         parts = [images[start : start + AT_ONCE] for start in range(0, len(images), AT_ONCE)]
-        return np.concatenate([answering.label_scores(part, labels)[:, 0] for part in parts])
+        found = np.concatenate([answering.label_scores(part, labels) for part in parts])
+        # Log-odds: a probability near 1 hardly falls at all, however much of the evidence is covered.
+        return found[:, 0] - np.logaddexp.reduce(found[:, 1:], axis=1)
 
     heat = occlusion(image, score)
     return Where(answer, image, heat, deletion_test(image, heat, score))

@@ -161,6 +161,12 @@ def classify_command(
     top_k: TopK = None,
     page: Explain = None,
     dataset: TrainedOn = None,
+    group_by: Annotated[
+        str | None,
+        typer.Option(
+            metavar="HOW", help="Pictures of one thing: parent, a pattern (…), a CSV of image, group."
+        ),
+    ] = None,
     coverage: Coverage = None,
     no_abstain: NoAbstain = False,
     batch_size: Annotated[
@@ -169,6 +175,7 @@ def classify_command(
 ) -> None:
     """Name thousands of pictures, one row each. Run again to go on after a stop."""
     from fieldguide.answer.classify import classify_pictures
+    from fieldguide.answer.pooling import grouping
     from fieldguide.settings import AnswerSettings
 
     if model is None and len(photos) < 2:
@@ -178,6 +185,10 @@ def classify_command(
     named, pictures = (photos[0], photos[1:]) if model is None else (model, photos)
     answerer = _answerer(named, labels, asking, coverage, no_abstain)
     usual = getattr(answerer, "answer_settings", AnswerSettings())
+    if group_by is not None and usual.coverage:
+        raise SettingsError(
+            "--group-by needs all labels, and --coverage gives a set of them", "leave one out"
+        )
     if page is not None:
         _check_explainable(answerer, named)
     summary = classify_pictures(
@@ -186,6 +197,7 @@ def classify_command(
         out,
         top_k=top_k or usual.top_k,
         batch_size=batch_size or usual.batch_size,
+        group_of=grouping(group_by) if group_by is not None else None,
         announce=typer.echo,
     )
     if page is not None:

@@ -33,6 +33,10 @@ def evaluate_command(
         Path | None, typer.Option("--out", "-o", metavar="FOLDER", help="The report, else GUIDE/report.")
     ] = None,
     force: Annotated[bool, typer.Option("--force", help="Also with pictures the guide has seen.")] = False,
+    group_by: Annotated[
+        str | None,
+        typer.Option(metavar="HOW", help="Pictures of one thing: group, parent, a pattern (…), a CSV."),
+    ] = None,
     heat_pictures: Annotated[
         int | None, typer.Option(min=0, help="Pictures on which its heat maps are put to the test.")
     ] = None,
@@ -40,11 +44,13 @@ def evaluate_command(
     """Evaluate a guide on pictures it has not seen, beside simple baselines, and write its report."""
     from fieldguide.build import DATASET_FOLDER, evaluate
     from fieldguide.data.dataset import load_dataset
-    from fieldguide.errors import DataError
+    from fieldguide.errors import DataError, SettingsError
     from fieldguide.guide import load_guide
     from fieldguide.report.wording import percent, verdict
 
     if models:
+        if group_by is not None or heat_pictures is not None:
+            raise SettingsError("--group-by and --heat-pictures are for one guide", "leave --model out")
         guides, folder = ([], guide) if dataset is None else ([str(guide)], dataset)
         _evaluate_models([*guides, *models], folder, labels, asking, split, out, force)
         return
@@ -56,7 +62,12 @@ def evaluate_command(
         _evaluate_words(wanted, folder, split, out, force)
         return
     options: dict[str, Any] = {} if heat_pictures is None else {"heat_pictures": heat_pictures}
-    found = evaluate(wanted, load_dataset(folder), split=split, out=out, force=force, **options)
+    loaded = load_dataset(folder)
+    if group_by is not None:
+        from fieldguide.answer.pooling import grouping
+
+        options["group_of"] = grouping(group_by, {e.image: e.group for e in loaded.examples})
+    found = evaluate(wanted, loaded, split=split, out=out, force=force, **options)
     metrics, interval = found.metrics, found.metrics.accuracy_interval
     typer.echo(
         f"accuracy {percent(metrics.accuracy)} ({percent(interval.low)} to {percent(interval.high)}) on "
@@ -65,6 +76,11 @@ def evaluate_command(
     if metrics.unanswered:
         typer.echo(f"{metrics.unanswered} pictures got no answer and count as wrong")
     typer.echo(verdict(found))
+    if found.grouped is not None:
+        one, many = percent(found.grouped.single), percent(found.grouped.accuracy)
+        typer.echo(f"{found.grouped.groups} groups answered as one: {many}; their pictures one by one: {one}")
+    elif group_by is not None:
+        typer.echo("no group has two pictures of one label, so groups were not compared", err=True)
     typer.echo(f"report: {found.folder}/index.html")
 
 

@@ -24,7 +24,7 @@ PICTURES = 6  # of a report
 
 @dataclass(frozen=True)
 class DeletionTest:
-    """Whether the heat maps of a guide point at what its labels come from, in nats that covering costs."""
+    """Whether the heat maps of a guide point at what its labels come from: nats off the log-odds."""
 
     pictures: int
     hottest: float  # mean loss when the hottest fifth is covered

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from fieldguide import __version__
+from fieldguide.answer.pooling import GroupOf
 from fieldguide.data.dataset import Dataset, read_problems
 from fieldguide.errors import DataError, FieldguideError
 from fieldguide.files import atomic_folder, natural_key, write_json, write_text
@@ -26,6 +27,7 @@ from fieldguide.records import SPLITS, Answer, Example
 from fieldguide.report.baselines import BaselineInputs, BaselineResult, baselines
 from fieldguide.report.deletion import deletion_test
 from fieldguide.report.evaluation import Evaluation, Prediction, Timing
+from fieldguide.report.grouped import grouped
 from fieldguide.report.leaks import find_overlap, refuse_overlap
 from fieldguide.report.metrics import Metrics, compute_metrics, mcnemar
 from fieldguide.report.selective import measured_coverages, selective
@@ -68,6 +70,7 @@ def evaluate_guide(
     batch_size: int = 32,
     title: str = "",
     heat_pictures: int = 0,
+    group_of: GroupOf | None = None,
 ) -> Evaluation:
     """Run a guide over one split, compare it with the baselines, and write the report folder.
 
@@ -83,6 +86,8 @@ def evaluate_guide(
         title: of the page; "" for the guide folder's name.
         heat_pictures: of the split, on which it is tried whether heat maps mean something; about sixty
             answers each.
+        group_of: puts pictures of one thing together, by their names in the data set; they are then also
+            answered as one, and both ways compared.
 
     Raises:
         LeakError: naming up to ten of the pictures the guide has seen.
@@ -97,6 +102,7 @@ def evaluate_guide(
         refuse_overlap(overlap, split)
     conformal = guide.info.get("calibration", {}).get("conformal_scores")
     read = max([top_k, *measured_coverages(conformal, len(guide.labels)).values()])
+    read = read if group_of is None else max(read, len(guide.labels))
     whole, timing = _predict(guide, dataset, chosen, read, batch_size)
     if all(p.error for p in whole):
         raise DataError(
@@ -138,6 +144,7 @@ def evaluate_guide(
         folder=folder,
         steps=read_steps(guide.folder),
         selective=trust,
+        grouped=grouped(whole, group_of) if group_of is not None else None,
         deletion=deletion_test(answering, readable, heat_pictures) if mapped else None,
     )
     write_report(evaluation, folder)

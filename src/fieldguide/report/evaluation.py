@@ -93,6 +93,9 @@ class Evaluation:
     folder: Path | None = None  # where the report lies
     steps: tuple[dict[str, Any], ...] = ()  # the log of the training, if it is there
     selective: Selective | None = None  # how far single answers can be believed
+    grouped: Any = (
+        None  # `report.grouped.Grouped`: pictures of one thing answered as one; None: not asked for
+    )
     deletion: DeletionTest | None = None  # whether heat maps mean something; None: not tried
 
     @property
@@ -114,6 +117,7 @@ class Evaluation:
             "labels": list(self.labels),
             "guide": self.metrics.to_dict(),
             "selective": self.selective.to_dict() if self.selective else None,
+            "grouped": self.grouped.to_dict() if self.grouped else None,
             "deletion_test": self.deletion.to_dict() if self.deletion else None,
             "baselines": [result.to_dict() for result in self.baselines],
             "best_baseline": best.name if best else None,
