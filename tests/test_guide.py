@@ -510,6 +510,21 @@ def test_an_explanation_shows_what_can_be_checked(built: tuple[Guide, list[str]]
 
 
 @pytest.mark.starter
+def test_the_order_of_the_labels_changes_nothing(built: tuple[Guide, list[str]]) -> None:
+    """Case 33, measured: the trie is built anew for each order."""
+    from fieldguide.report.audit import audit
+
+    guide, _ = built
+    dataset = guide.folder / "dataset"
+    shown = [dataset / row["image"] for row in guide.training_pictures()[:8]]
+    found = audit(guide, guide.labels, shown)
+    assert [one.changed for one in found.order] == [0, 0]
+    assert max(one.difference for one in found.order) < 1e-4
+    assert len(found.words) == 6
+    assert len(found.blanks) == 4
+
+
+@pytest.mark.starter
 def test_the_report_says_whether_heat_maps_mean_something(built: tuple[Guide, list[str]]) -> None:
     found = read_json(built[0].folder / "report" / "metrics.json")["deletion_test"]
     assert found["pictures"] == 1

@@ -164,6 +164,15 @@ class Guide:
         made.__dict__.update({name: self.__dict__[name] for name in _LOADED if name in self.__dict__})
         return made
 
+    @property
+    def question(self) -> str:
+        """What is asked of every picture."""
+        return self.answer_settings.question
+
+    def asking(self, question: str) -> Guide:
+        """The same guide with another question, which it was not trained on: to try what that changes."""
+        return self.answering(question=question)
+
     @cached_property
     def _judge(self) -> Judge:
         from fieldguide.answer.judge import Judge

@@ -37,6 +37,9 @@ def evaluate_command(
         str | None,
         typer.Option(metavar="HOW", help="Pictures of one thing: group, parent, a pattern (…), a CSV."),
     ] = None,
+    audited: Annotated[
+        bool, typer.Option("--audit", help="Also try what else answers depend on: order, words, habits.")
+    ] = False,
     heat_pictures: Annotated[
         int | None, typer.Option(min=0, help="Pictures on which its heat maps are put to the test.")
     ] = None,
@@ -46,11 +49,13 @@ def evaluate_command(
     from fieldguide.data.dataset import load_dataset
     from fieldguide.errors import DataError, SettingsError
     from fieldguide.guide import load_guide
+    from fieldguide.report.audit import PICTURES
     from fieldguide.report.wording import percent, verdict
 
     if models:
-        if group_by is not None or heat_pictures is not None:
-            raise SettingsError("--group-by and --heat-pictures are for one guide", "leave --model out")
+        if group_by is not None or heat_pictures is not None or audited:
+            told = "--group-by, --audit and --heat-pictures are for one guide"
+            raise SettingsError(told, "leave --model out")
         guides, folder = ([], guide) if dataset is None else ([str(guide)], dataset)
         _evaluate_models([*guides, *models], folder, labels, asking, split, out, force)
         return
@@ -62,6 +67,7 @@ def evaluate_command(
         _evaluate_words(wanted, folder, split, out, force)
         return
     options: dict[str, Any] = {} if heat_pictures is None else {"heat_pictures": heat_pictures}
+    options |= {"audit_pictures": PICTURES} if audited else {}
     loaded = load_dataset(folder)
     if group_by is not None:
         from fieldguide.answer.pooling import grouping
@@ -76,6 +82,8 @@ def evaluate_command(
     if metrics.unanswered:
         typer.echo(f"{metrics.unanswered} pictures got no answer and count as wrong")
     typer.echo(verdict(found))
+    for line in found.audit.in_words() if found.audit is not None else ():
+        typer.echo(line)
     if found.grouped is not None:
         one, many = percent(found.grouped.single), percent(found.grouped.accuracy)
         typer.echo(f"{found.grouped.groups} groups answered as one: {many}; their pictures one by one: {one}")

@@ -24,6 +24,7 @@ from fieldguide.errors import DataError, FieldguideError
 from fieldguide.files import atomic_folder, natural_key, write_json, write_text
 from fieldguide.progress import progress_bar
 from fieldguide.records import SPLITS, Answer, Example
+from fieldguide.report.audit import audit
 from fieldguide.report.baselines import BaselineInputs, BaselineResult, baselines
 from fieldguide.report.deletion import deletion_test
 from fieldguide.report.evaluation import Evaluation, Prediction, Timing
@@ -71,6 +72,7 @@ def evaluate_guide(
     title: str = "",
     heat_pictures: int = 0,
     group_of: GroupOf | None = None,
+    audit_pictures: int = 0,
 ) -> Evaluation:
     """Run a guide over one split, compare it with the baselines, and write the report folder.
 
@@ -88,6 +90,7 @@ def evaluate_guide(
             answers each.
         group_of: puts pictures of one thing together, by their names in the data set; they are then also
             answered as one, and both ways compared.
+        audit_pictures: of the split, on which it is tried what else answers depend on (`report.audit`).
 
     Raises:
         LeakError: naming up to ten of the pictures the guide has seen.
@@ -125,7 +128,8 @@ def evaluate_guide(
         comparison = mcnemar([p.right for p in predictions], theirs)
     readable = [p.path for p in predictions if not p.error]
     answering: Any = guide
-    mapped = heat_pictures > 0 and len(guide.labels) > 1 and hasattr(guide, "label_scores")
+    here = len(guide.labels) > 1 and hasattr(guide, "label_scores")  # scores can be asked for
+    mapped, audited = here and heat_pictures > 0, here and audit_pictures > 0
     evaluation = Evaluation(
         title=title or guide.folder.resolve().name.removesuffix(".guide"),
         split=split,
@@ -146,6 +150,7 @@ def evaluate_guide(
         selective=trust,
         grouped=grouped(whole, group_of) if group_of is not None else None,
         deletion=deletion_test(answering, readable, heat_pictures) if mapped else None,
+        audit=audit(answering, guide.labels, readable, most=audit_pictures) if audited else None,
     )
     write_report(evaluation, folder)
     return evaluation

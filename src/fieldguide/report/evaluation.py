@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from fieldguide.records import LabelScore
+from fieldguide.report.audit import Audit
 from fieldguide.report.baselines import BaselineResult
 from fieldguide.report.deletion import DeletionTest
 from fieldguide.report.leaks import Overlap
@@ -96,6 +97,7 @@ class Evaluation:
     grouped: Any = (
         None  # `report.grouped.Grouped`: pictures of one thing answered as one; None: not asked for
     )
+    audit: Audit | None = None  # what answers depend on besides the picture; None: not asked for
     deletion: DeletionTest | None = None  # whether heat maps mean something; None: not tried
 
     @property
@@ -117,6 +119,7 @@ class Evaluation:
             "labels": list(self.labels),
             "guide": self.metrics.to_dict(),
             "selective": self.selective.to_dict() if self.selective else None,
+            "audit": self.audit.to_dict() if self.audit else None,
             "grouped": self.grouped.to_dict() if self.grouped else None,
             "deletion_test": self.deletion.to_dict() if self.deletion else None,
             "baselines": [result.to_dict() for result in self.baselines],

@@ -9,6 +9,7 @@ the labels plays no part.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import cached_property
 from typing import Any
 
@@ -43,6 +44,11 @@ class VisionLanguageZeroShot(ZeroShot):
         """What is asked of every picture, with the system prompt before it."""
         parts = (self.settings.system.strip(), self.settings.question.strip())
         return "\n\n".join(part for part in parts if part)
+
+    def asking(self, question: str) -> VisionLanguageZeroShot:
+        """The same model with another question."""
+        settings = replace(self.settings, question=question)
+        return VisionLanguageZeroShot(self.spec, self.opened, self.names, settings)
 
     @cached_property
     def spellings(self) -> tuple[LabelTrie, torch.Tensor]:
