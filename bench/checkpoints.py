@@ -26,7 +26,7 @@ from PIL import Image
 
 from fieldguide.data.importer import import_pictures
 from fieldguide.demo import write_digits
-from fieldguide.model.weights import starter_folder
+from fieldguide.model.starter import starter_folder
 from fieldguide.settings import ImportSettings, load_recipe
 from fieldguide.testing.hub import save_tiny
 from fieldguide.train.checkpoint import CheckpointWriter, Progress, state_tensors
