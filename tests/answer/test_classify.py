@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -17,6 +18,7 @@ import pytest
 
 from fieldguide.answer.choose import choose
 from fieldguide.answer.classify import classify_pictures, find_pictures, ledger_path
+from fieldguide.answer.pooling import Member, grouping, pool
 from fieldguide.answer.trie import LabelTrie
 from fieldguide.errors import DataError, PictureError, ResumeError, SettingsError
 from fieldguide.images import load_picture
@@ -297,4 +299,34 @@ def test_kill_9_at_half_and_on_again_none_lost_none_repeated(tmp_path: Path) -> 
     assert [row["label"] for row in rows] == [str(number) for number in range(90)]
     # Only a batch whose rows were not yet kept when the process died may have been computed twice.
     assert len(log.read_text().split()) <= 90 + 2 * 3
+    assert not ledger_path(out).exists()
+
+
+@pytest.mark.parametrize("ending", ["csv", "jsonl", "parquet"])
+def test_groups_have_a_table_of_their_own(inbox: Path, tmp_path: Path, ending: str) -> None:
+    guide, said = TinyGuide(), []
+    guide.labels = LABELS  # type: ignore[attr-defined]
+    shutil.copy(inbox / "0" / "img0.png", inbox / "0" / "copy.png")
+    out = tmp_path / f"names.{ending}"
+    classify_pictures(guide, [inbox], out, top_k=2, group_of=grouping("parent"), announce=said.append)
+    plain = tmp_path / f"plain.{ending}"
+    classify_pictures(TinyGuide(), [inbox], plain, top_k=2, announce=quiet)
+    if ending != "parquet":
+        assert out.read_bytes() == plain.read_bytes(), (
+            "the table of pictures is the same with groups and without"
+        )
+    table = tmp_path / f"names.groups.{ending}"
+    assert said[-1] == f"{table}: 4 groups"
+    if ending == "csv":
+        rows = {Path(row["group"]).name: row for row in read_csv(table)}
+        assert {name: (row["pictures"], row["repeated"], row["unanswered"]) for name, row in rows.items()} == {
+            "0": ("4", "1", "0"), "1": ("4", "0", "0"), "2": ("5", "0", "0"), "inbox": ("0", "0", "1"),
+        }  # fmt: skip
+        assert rows["inbox"]["label"] == ""
+        assert list(rows["0"])[3:5] == ["runner_up_1", "runner_up_1_probability"]
+        assert "runner_up_2" not in rows["0"]
+        members = [Member(str(p), guide.answer(p, 4).scores) for p in sorted((inbox / "1").iterdir())]
+        expected = pool("1", members)
+        assert rows["1"]["label"] == expected.label
+        assert float(rows["1"]["probability"]) == pytest.approx(expected.probability)
     assert not ledger_path(out).exists()

@@ -37,6 +37,14 @@ def test_one_picture_alone_is_its_own_answer() -> None:
     ]
 
 
+def test_labels_that_are_not_listed_share_what_is_missing() -> None:
+    partly = Member("1", (LabelScore("cat", 0.6),))
+    found = pool("g", [partly, member("2", cat=0.5, dog=0.25, ox=0.25)], dependence=1.0)
+    assert {s.label: round(s.probability or 0, 6) for s in found.scores} == pytest.approx(
+        {"cat": 0.5505, "dog": 0.22475, "ox": 0.22475}, abs=1e-4
+    )
+
+
 def test_the_same_bytes_count_once() -> None:
     one, copy, other = (
         member("1", "x", cat=0.9, dog=0.1),

@@ -80,8 +80,11 @@ def pool(group: str, members: Sequence[Member], dependence: float = DEPENDENCE) 
 def _combined(answered: Sequence[Member], dependence: float) -> tuple[LabelScore, ...]:
     labels = sorted({score.label for one in answered for score in one.scores})
     place = {label: number for number, label in enumerate(labels)}
-    logs = np.full((len(answered), len(labels)), np.log(FLOOR))
+    logs = np.empty((len(answered), len(labels)))
     for row, one in enumerate(answered):
+        # Labels that a picture does not list (a server tells only some) share what is missing to 1.
+        missing = 1 - sum(float(score.probability or 0.0) for score in one.scores)
+        logs[row] = np.log(max(missing / max(len(labels) - len(one.scores), 1), FLOOR))
         for score in one.scores:
             logs[row, place[score.label]] = np.log(max(float(score.probability or 0.0), FLOOR))
     logs -= np.logaddexp.reduce(logs, axis=1, keepdims=True)
