@@ -31,6 +31,7 @@ from fieldguide.report.evaluation import Evaluation, Prediction, Timing
 from fieldguide.report.grouped import grouped
 from fieldguide.report.leaks import find_overlap, refuse_overlap
 from fieldguide.report.metrics import Metrics, compute_metrics, mcnemar
+from fieldguide.report.rarity import by_rarity, counts_of
 from fieldguide.report.selective import measured_coverages, selective
 from fieldguide.report.steps import read_steps
 
@@ -148,6 +149,7 @@ def evaluate_guide(
         folder=folder,
         steps=read_steps(guide.folder),
         selective=trust,
+        rarity=by_rarity(predictions, counts_of(guide.training_pictures())),
         grouped=grouped(whole, group_of) if group_of is not None else None,
         deletion=deletion_test(answering, readable, heat_pictures) if mapped else None,
         audit=audit(answering, guide.labels, readable, most=audit_pictures) if audited else None,

@@ -97,6 +97,7 @@ class Evaluation:
     grouped: Any = (
         None  # `report.grouped.Grouped`: pictures of one thing answered as one; None: not asked for
     )
+    rarity: tuple[Any, ...] = ()  # `report.rarity.Band`: recall by the number of training pictures
     audit: Audit | None = None  # what answers depend on besides the picture; None: not asked for
     deletion: DeletionTest | None = None  # whether heat maps mean something; None: not tried
 
@@ -119,6 +120,7 @@ class Evaluation:
             "labels": list(self.labels),
             "guide": self.metrics.to_dict(),
             "selective": self.selective.to_dict() if self.selective else None,
+            "rarity": [band.to_dict() for band in self.rarity],
             "audit": self.audit.to_dict() if self.audit else None,
             "grouped": self.grouped.to_dict() if self.grouped else None,
             "deletion_test": self.deletion.to_dict() if self.deletion else None,
