@@ -196,7 +196,7 @@ def classify_command(
         [Path(picture) for picture in pictures],
         out,
         top_k=top_k or usual.top_k,
-        batch_size=batch_size or usual.batch_size,
+        batch_size=batch_size or int(getattr(answerer, "batch_size", usual.batch_size)),
         group_of=grouping(group_by) if group_by is not None else None,
         announce=typer.echo,
     )

@@ -34,6 +34,8 @@ from fieldguide.remote.sending import NoReply, Refused, Unreachable
 from fieldguide.remote.settings import RemoteSettings, check_settings
 from fieldguide.remote.stats import Estimate, Meter, RunStats
 
+PREPARING = 2  # threads that prepare pictures while all requests are on their way
+BATCH = 32  # pictures a request at a time
 TOP_K = 5
 FIRST_FAILURES, FAILURES = 3, 8  # pictures in a row without a reply that end a run: at its start, later
 _NOT_OF_ANSWERS = (
@@ -187,9 +189,11 @@ class RemoteModel:
                     bar.advance(task)
                 self._tell_estimate(len(paths) - place)
                 rest = paths[place:]
-                named = in_threads(
-                    lambda path: self._named(path, top_k, stop), rest, self._settings.concurrency, stop
-                )
+                # More threads than requests: while those wait for the server, others prepare what comes next.
+                # One request at a time keeps the order of the pictures.
+                at_once = self._settings.concurrency
+                threads = at_once + PREPARING if at_once > 1 else 1
+                named = in_threads(lambda path: self._named(path, top_k, stop), rest, threads, stop)
                 for at, answer in named:
                     answers[place + at] = answer
                     bar.advance(task)
@@ -254,6 +258,11 @@ class RemoteModel:
             if not first.error and self._asker.cache:
                 todo, cached = todo[1:], cached + 1
         return self._meter.estimate(len(todo), cached)
+
+    @property
+    def batch_size(self) -> int:
+        """Pictures to hand over at once: enough that the end of a batch, when threads idle, is rare."""
+        return BATCH * self._settings.concurrency
 
     # ---- one picture
 

@@ -51,7 +51,8 @@ class Shot:
         png = kind == "png" or (kind == "auto" and image.width * image.height <= _PNG_PIXELS)
         written = io.BytesIO()
         if png:
-            image.save(written, "PNG")
+            # Fast before small: at the usual level a picture takes longer to pack than a server to answer.
+            image.save(written, "PNG", compress_level=1)
             return "image/png", written.getvalue()
         image.save(written, "JPEG", quality=_JPEG_QUALITY, subsampling=0)
         return "image/jpeg", written.getvalue()

@@ -107,7 +107,8 @@ def evaluate_guide(
     conformal = guide.info.get("calibration", {}).get("conformal_scores")
     read = max([top_k, *measured_coverages(conformal, len(guide.labels)).values()])
     read = read if group_of is None else max(read, len(guide.labels))
-    whole, timing = _predict(guide, dataset, chosen, read, batch_size)
+    at_once = max(batch_size, getattr(guide, "batch_size", 0))
+    whole, timing = _predict(guide, dataset, chosen, read, at_once)
     if all(p.error for p in whole):
         raise DataError(
             f"{dataset.folder}: none of the {len(whole)} pictures of the {split} split can be read "
