@@ -254,6 +254,18 @@ def test_a_tuned_guide_tells_what_is_not_in_it(data: Dataset, tmp_path: Path) ->
     assert plain.encoder.key != guide.encoder.key, "another tower's features must not be taken from the cache"
 
 
+def test_a_tuned_guide_is_explained_by_its_own_tower(data: Dataset, tmp_path: Path) -> None:
+    guide = train_guide(data, tmp_path / "x.guide", recipe(tmp_path, epochs=1), announce=quiet)
+    picture = data.path(data.of("test")[0])
+    found = guide.explain(picture, dataset=data.folder)
+    assert found.answer.label in data.labels
+    assert len(found.neighbours) == 5
+    assert all(one.path is not None and one.label in data.labels for one in found.neighbours)
+    assert found.where is not None
+    assert found.marks == ()
+    assert found.remarks == (f"there are no notes on {found.answer.label!r}",)
+
+
 @pytest.mark.parametrize(
     "settings",
     [{}, {"language_part": "full"}, {"quantise": "nf4", "pretrain_epochs": 1}, {"vision_part": "lora"}],

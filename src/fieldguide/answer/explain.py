@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -159,19 +160,20 @@ def explain(
             for one in answer.scores[1 : RIVALS + 1]
             if one.probability is None or one.probability >= LEAST
         ),
-        where(guide, picture) if heat else None,
+        where(guide, picture) if heat and len(guide.labels) > 1 else None,
     )
 
 
 def explain_least_sure(
     guide: Explaining, pictures: Sequence[Path], *, dataset: Path | None = None
 ) -> list[Explanation]:
-    """Explain each of some pictures that can be read."""
-    found = []
+    """Explain each of some pictures; those that can no longer be read are passed over."""
+    found: list[Explanation] = []
     with progress_bar("pictures") as bar:
         task = bar.add_task("Explaining", total=len(pictures))
         for picture in pictures:
-            found.append(explain(guide, picture, dataset=dataset))
+            with suppress(PictureError):
+                found.append(explain(guide, picture, dataset=dataset))
             bar.advance(task)
     return found
 
@@ -185,11 +187,11 @@ def nearest(
     looks alone do not settle it. Of very many training pictures a sample is looked at, spread over labels. A
     picture of the same bytes is left out: it would say nothing.
     """
-    known_to = guide.training_pictures()
-    rows = [row for row in known_to if row["split"] == "train" and row["label"] and row["sha256"]]
+    names = {label: number for number, label in enumerate(guide.labels)}
+    seen = guide.training_pictures()
+    rows = [row for row in seen if row["split"] == "train" and row["label"] in names and row["sha256"]]
     if not rows:
         return [()] * len(pictures), "the guide does not say which pictures it was trained on"
-    names = {label: number for number, label in enumerate(guide.labels)}
     targets = np.array([names[row["label"]] for row in rows], np.int64)
     chosen = [rows[i] for i in spread_over_labels(targets, MOST)]
     table = embed_pictures([(folder / row["image"], row["sha256"]) for row in chosen], guide.encoder)
