@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fieldguide.answer.statements import content, passages_of, statements, stem
+from fieldguide.answer.statements import Passage, content, passages_of, statements, stem
 from fieldguide.records import Note
 
 BISHOP = Note(
@@ -40,7 +40,7 @@ MADE_UP = (
     ],
 )
 def test_what_stands_in_the_notes_is_borne_out(said: str) -> None:
-    found = statements(said, passages_of(BISHOP))
+    found = statements(said, passages_of(BISHOP), ["bishop", "alfil"])
     assert found
     assert all(one.supported and one.by for one in found)
 
@@ -73,13 +73,49 @@ def test_an_opening_that_ends_with_the_name_is_no_statement() -> None:
     ].supported
 
 
+HEN = Note(
+    "hen",
+    field_marks=("red comb on top of the head", "two short legs and a feathered tail"),
+    look_alikes=("duck",),
+    how_to_tell_apart="A duck is broader, while a hen has a pointed beak.",
+    description="它有红色的冠。",
+)
+
+
+@pytest.mark.parametrize(
+    "false",
+    [
+        "It has four short legs and a feathered tail.",  # a number
+        "It has a blue comb on top of the head.",  # a colour
+        "A hen is broader.",  # another label's
+        "It doesn’t have a red comb.",
+        "It has hardly any red comb on top of the head.",
+        "It lacks a feathered tail.",
+        "它没有红色的冠。",
+    ],
+)
+def test_one_wrong_word_is_enough(false: str) -> None:
+    [found] = statements(false, passages_of(HEN), ["hen"])
+    assert found.supported is False
+
+
+@pytest.mark.parametrize(
+    "true",
+    ["A hen has a pointed beak.", "A duck is broader.", "The hen has a feathered tail.", "它有红色的冠。"],
+)
+def test_what_is_said_of_the_right_label_is_borne_out(true: str) -> None:
+    [found] = statements(true, passages_of(HEN), ["hen"])
+    assert found.supported
+
+
 def test_without_notes_nothing_is_borne_out() -> None:
     [found] = statements("It has a mane.", passages_of(None))
     assert not found.supported
 
 
 def test_words_without_content_are_no_statement() -> None:
-    assert statements("This is it. And so on! …", passages_of(BISHOP)) == ()
+    found = statements("This is it. A bishop!", passages_of(BISHOP), ["bishop"])
+    assert [(one.text, one.supported) for one in found] == [("This is it.", None), ("A bishop!", None)]
     assert statements("", passages_of(BISHOP)) == ()
 
 
@@ -97,14 +133,14 @@ def test_accents_and_case_do_not_matter() -> None:
 
 @given(st.text(max_size=200), st.lists(st.text(max_size=80), max_size=4))
 def test_nothing_is_said_that_the_reply_does_not_say(reply: str, passages: list[str]) -> None:
-    for one in statements(reply, passages):
+    for one in statements(reply, [Passage(text) for text in passages]):
         assert one.text in reply
-        assert one.supported == bool(one.by)
+        assert bool(one.supported) == bool(one.by)
         assert one.by == "" or one.by in passages
 
 
 @given(st.text(min_size=1, max_size=80))
 def test_every_text_bears_itself_out(text: str) -> None:
-    for one in statements(text, [text]):
+    for one in statements(text, [Passage(text)]):
         if one.text == text.strip():
-            assert one.supported
+            assert one.supported is not False

@@ -1,8 +1,9 @@
-"""Which of a model's statements the notes bear out.
+"""Which of a model's statements stand in the notes.
 
-A statement is borne out when its content words stand together in one passage of the notes. That reads no
-meaning; denials are looked at apart. What is marked is to be doubted; what is not marked is said by the notes
-in these words, and no more is known of it.
+A statement is borne out when all of its content words stand together in one passage of the notes, the passage
+names no other label that the statement does not name, and neither denies what the other affirms. That reads
+no meaning: what is marked is to be doubted; what is not marked is said by the notes in these words, and may
+still not be in the picture. Denials are known of English and, by a few words, of some other languages.
 """
 
 from __future__ import annotations
@@ -14,9 +15,18 @@ from dataclasses import dataclass
 
 from fieldguide.records import Note
 
-NEEDED = 0.75  # share of a statement's content words that one passage must hold
 SHORTEST = 3  # letters of a word that carries content, in scripts with blanks
-NEGATIONS = frozenset({"no", "not", "never", "without", "neither", "nor", "none", "cannot", "lacks", "lack"})
+NEGATIONS = frozenset(
+    re.findall(
+        r"\w+",
+        """
+        no not never without neither nor none cannot lacks lack lacking hardly barely rarely seldom scarcely
+        absent pas sans jamais aucun nicht kein keine keinen ohne nie sin nunca ninguna senza mai nessun sem
+        niet geen zonder لا ليس ليست بدون بلا غير
+        """,
+    )
+)
+_DENIES = re.compile("[没不无未非莫無沒]|ない|なし|ません")  # Chinese, Japanese
 _WORDS = re.compile(r"\w+")
 # Words of English without content of their own. Lists of search engines hold "bill", "thick" and "top" too.
 FILLERS = frozenset(
@@ -31,8 +41,17 @@ FILLERS = frozenset(
     )
 )
 ENDINGS = (("ies", "y"), ("sses", "ss"), ("ing", ""), ("ed", ""), ("ly", ""), ("es", ""), ("s", ""))
+_CLAUSES = re.compile(r",? (?:while|whereas|but)\b|[,;]\s")
 _PARTS = re.compile(r"[^.!?;。！？；\n]+[.!?;。！？；]?")
 _BLANKLESS = re.compile(r"[\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff\u0e00-\u0e7f\u1000-\u109f\u1780-\u17ff]")
+
+
+@dataclass(frozen=True)
+class Passage:
+    """What the notes on a label say somewhere."""
+
+    text: str
+    about: frozenset[str] = frozenset()  # words for other labels in it: a statement must name them too
 
 
 @dataclass(frozen=True)
@@ -40,11 +59,11 @@ class Statement:
     """One statement of a reply."""
 
     text: str
-    supported: bool
+    supported: bool | None  # None: it has no content that could be held against anything
     by: str = ""  # the passage of the notes that bears it out
 
 
-def statements(reply: str, passages: Sequence[str], names: Sequence[str] = ()) -> tuple[Statement, ...]:
+def statements(reply: str, passages: Sequence[Passage], names: Sequence[str] = ()) -> tuple[Statement, ...]:
     """The statements of a reply, each with the passage that bears it out, if one does.
 
     Args:
@@ -52,37 +71,44 @@ def statements(reply: str, passages: Sequence[str], names: Sequence[str] = ()) -
         passages: what is known; see `passages_of`.
         names: of the label; what opens a statement and ends with "NAME:" says nothing of its own.
     """
-    known = [(passage, content(passage), _negated(passage)) for passage in passages]
+    own = frozenset().union(*(content(name) for name in names))
     found = []
     for part in _PARTS.findall(reply):
         text = part.strip()
         words = content(_without_opening(text, names))
-        if not words:
+        if not words - own:
+            found += [Statement(text, None)] if text else []
             continue
-        # "not woolly" has the words of "woolly": what is denied on one side only is not borne out.
-        shares = [
-            (len(words & there) / len(words), passage)
-            for passage, there, denied in known
-            if denied == _negated(text)
-        ]
-        share, passage = max(shares, default=(0.0, ""), key=lambda one: one[0])
-        supported = share >= NEEDED
-        found.append(Statement(text, supported, passage if supported else ""))
+        by = next((one.text for one in passages if _bears_out(one, words, own, _negated(text))), "")
+        found.append(Statement(text, bool(by), by))
     return tuple(found)
 
 
-def passages_of(note: Note | None) -> tuple[str, ...]:
-    """A label's notes, a passage a mark or sentence; each knows the label's names."""
+def _bears_out(passage: Passage, words: frozenset[str], own: frozenset[str], denied: bool) -> bool:
+    there = content(passage.text)
+    return (
+        words - own <= there and passage.about <= words and denied == _negated(passage.text) and bool(there)
+    )
+
+
+def passages_of(note: Note | None) -> tuple[Passage, ...]:
+    """A label's notes, a passage a mark, clause or sentence."""
     if note is None:
         return ()
-    names = " ".join([note.label, note.scientific_name, *note.synonyms]).strip()
-    marks = "; ".join(note.field_marks)
-    alike = "; ".join(note.look_alikes)
-    texts = [*note.field_marks, marks, alike, note.how_to_tell_apart, note.description]
-    sentences = [
-        part.strip() for text in (note.how_to_tell_apart, note.description) for part in _PARTS.findall(text)
-    ]
-    return tuple(f"{names}: {text}" for text in dict.fromkeys([*texts, *sentences]) if text)
+    texts = [*note.field_marks, "; ".join(note.field_marks), "; ".join(note.look_alikes)]
+    for text in (note.how_to_tell_apart, note.description):
+        for sentence in _PARTS.findall(text):
+            texts += [sentence, *_CLAUSES.split(sentence)]
+    others = [content(name) for name in note.look_alikes]
+    found = []
+    for text in dict.fromkeys(text.strip(" ,;") for text in texts):
+        words = content(text)
+        if words:
+            # A list of look-alikes is about this label; a sentence that names one may be about that one.
+            listed = text == "; ".join(note.look_alikes)
+            about = frozenset().union(*(name for name in others if name <= words and not listed))
+            found.append(Passage(text, about))
+    return tuple(found)
 
 
 def content(text: str) -> frozenset[str]:
@@ -110,7 +136,7 @@ def _folded(text: str) -> str:
     """Without case and accents."""
     decomposed = unicodedata.normalize("NFKD", text).casefold()
     plain = "".join(letter for letter in decomposed if not unicodedata.combining(letter))
-    return plain.replace("n't", " not")
+    return plain.replace("’", "'").replace("n't", " not")
 
 
 def _without_opening(text: str, names: Sequence[str]) -> str:
@@ -120,4 +146,5 @@ def _without_opening(text: str, names: Sequence[str]) -> str:
 
 
 def _negated(text: str) -> bool:
-    return bool(NEGATIONS & set(_WORDS.findall(_folded(text))))
+    folded = _folded(text)
+    return bool(NEGATIONS & set(_WORDS.findall(folded))) or bool(_DENIES.search(folded))

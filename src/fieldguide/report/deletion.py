@@ -12,12 +12,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from scipy.stats import binomtest
 
 from fieldguide.answer.heat import Answering, where
 from fieldguide.errors import FieldguideError
 from fieldguide.progress import progress_bar
 from fieldguide.report.intervals import Interval, bootstrap_interval
 
+FEWEST = 5  # pictures: with fewer, even all in favour may be chance
 SECONDS = 20.0  # after which no further picture is begun
 PICTURES = 6  # of a report
 
@@ -37,9 +39,14 @@ class DeletionTest:
         return asdict(self)
 
     @property
-    def matters(self) -> bool:
-        """Whether the maps point at something, beyond chance."""
-        return self.interval.low > 0
+    def matters(self) -> bool | None:
+        """Whether the maps point at something, beyond chance; None where too few pictures were tried to tell.
+
+        By the exact sign test, one-sided at 5%: an interval of so few pictures would be too narrow.
+        """
+        if self.pictures < FEWEST:
+            return None
+        return bool(binomtest(self.in_favour, self.pictures, 0.5, alternative="greater").pvalue < 0.05)
 
 
 def deletion_test(
