@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import atexit
 import os
+import time
 from collections.abc import Callable, Sequence
 from datetime import timedelta
 from functools import cache
@@ -11,6 +12,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 if TYPE_CHECKING:
     from accelerate import PartialState
+
+DRAIN = 0.5  # seconds
 
 T = TypeVar("T")
 K = TypeVar("K")
@@ -50,8 +53,9 @@ def group() -> PartialState:
 def leave_at_exit() -> None:
     """Have this process leave its group in an orderly way when it ends.
 
-    Else gloo's threads may still run while Python ends, and a process that has done all its work aborts. NCCL
-    does without, and would wait for processes that have failed.
+    A thread of gloo that still lets go of what it has sent needs Python's lock; if Python ends meanwhile, a
+    process that has done all its work aborts. So it is given time. NCCL does without, and would wait for
+    processes that have failed.
     """
 
     def leave() -> None:
@@ -59,6 +63,7 @@ def leave_at_exit() -> None:
 
         if torch.distributed.is_initialized() and torch.distributed.get_backend() == "gloo":
             torch.distributed.destroy_process_group()
+            time.sleep(DRAIN)
 
     atexit.register(leave)
 
